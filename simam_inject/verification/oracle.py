@@ -5,7 +5,7 @@ Of an edit it reads the kind, key, argument and holder; it uses neither the hook
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from functools import partial
@@ -110,24 +110,20 @@ def _add_hook(entry: Attended, modules: dict[str, nn.Module], alone: set[str], f
         module.register_forward_hook(lambda _m, _a, output: _replaced(output, edit.key, function), prepend=True)
         return
 
-    changed: list[tuple[Any, Any, Any]] = []
-    """Of each call that runs: the argument, and its entry before and after."""
+    calls: list[tuple[Any, Any, Any]] = []
+    """Of each call that runs: the argument that its caller gave, what the module was given, and the attended entry."""
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         value = given.get(edit.argument)
-        entry = _entry(value, edit.key)
-        given[edit.argument] = _replaced(value, edit.key, function)
-        changed.append((value, entry, _entry(value, edit.key)))
+        copied = given[edit.argument] = _replaced(value, edit.key, function, replace_entry)
+        calls.append((value, copied, _entry(copied, edit.key)))
         return tuple(given[place] for place in range(len(args))), {name: given[name] for name in kwargs}
 
-    def after(_module: nn.Module, _args: Any, output: Any) -> Any:
-        """Give the caller its container back, with what the module wrote into it."""
-        value, entry, attended = changed.pop()
-        if edit.key is not None and attended is not entry and _entry(value, edit.key) is attended:
-            output = replace_entry(value, edit.key, attended) if output is value else output
-            write_entry(value, edit.key, entry)
-        return output
+    def after(_module: nn.Module, _args: Any, _output: Any) -> None:
+        value, copied, attended = calls.pop()
+        if copied is not value and edit.key is not None:
+            _write_back(value, copied, _entry(value, edit.key), attended)
 
     modules[edit.module].register_forward_pre_hook(before, with_kwargs=True)
     modules[edit.module].register_forward_hook(after, prepend=True)
@@ -138,15 +134,30 @@ def _entry(value: Any, key: Key | None) -> Any:
     return value if key is None else dict(entries_of(value) or ()).get(key)
 
 
-def _replaced(value: Any, key: Key | None, function: _Function) -> Any:
-    """The value with another entry at `key`; lists and dicts are changed, and not copied as by the hooks, so that a
-    forward that writes into one, or keeps it, computes something else.
+def _replaced(value: Any, key: Key | None, function: _Function, replace: Callable[..., Any] = write_entry) -> Any:
+    """The value, or a container with another entry at `key`; the very value where nothing changes.
+
+    A list or dict that a module returns is changed itself, not copied as by the hooks: if a forward also keeps it, the
+    outputs differ.
     """
     given = _entry(value, key)
     attended = function(given) if isinstance(given, Tensor) else given
     if attended is given:
         return value
-    return attended if key is None else write_entry(value, key, attended)
+    return attended if key is None else replace(value, key, attended)
+
+
+def _write_back(value: Any, copied: Any, entry: Any, attended: Any) -> None:
+    """Write what a module has written into the copy of a list or dict into the one that its caller has.
+
+    The caller's keeps its own entry where the copy has the attended one.
+    """
+    if type(value) is list:
+        value[:] = [entry if one is attended else one for one in copied]
+    elif type(value) in (dict, OrderedDict):
+        own = {name: entry if one is attended else one for name, one in copied.items()}
+        value.clear()
+        value.update(own)
 
 
 class _SiteNamer(Namer):

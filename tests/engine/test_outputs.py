@@ -552,9 +552,22 @@ def test_a_container_that_is_written_or_kept_is_refused(factory, rule, strength)
     assert same_bits(model(X.double()), stock(X.double()))
 
 
-def test_a_container_that_is_written_and_returned_is_attended():
+class Predicts(Overwrites):
+    """As YOLO's Detect: what it was given is in what it returns."""
+
+    def forward(self, maps):
+        return {0: maps[0] + maps[1], "maps": super().forward(maps)}
+
+
+class Predictor(TwoReaders):
+    def forward(self, x):
+        return self.neck(self.p(x))
+
+
+@pytest.mark.parametrize("factory", [lambda: TwoReaders(reads_return=True), lambda: Predictor(neck=Predicts)])
+def test_a_container_that_is_written_and_returned_is_attended(factory):
     torch.manual_seed(4)
-    stock = TwoReaders(reads_return=True).double().eval()
+    stock = factory().double().eval()
     model = copy.deepcopy(stock)
     x = X.double()
     rule = {"path": "neck", "before": "input"}
