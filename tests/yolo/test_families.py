@@ -135,3 +135,21 @@ def test_every_family_is_injected_rebuilt_fused_and_ejected(name):
     assert "simam" not in network.yaml
     assert [type(module) for module in network.modules()] == [type(module) for module in build(name).model.modules()]
     assert all(map(torch.equal, maps(network, image), plain))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "yolov8n",
+        *(pytest.param(n, marks=pytest.mark.zoo) for n in ("yolov8n-seg", "yolov8s-world", "yolov10n", "yolo26n")),
+    ],
+)
+def test_the_maps_that_a_head_is_given(name):
+    """Heads write into the list of maps that they are given, and return it inside a tuple or dict in eval mode."""
+    yolo = build(name)
+    head = f"model.{len(yolo.model.model) - 1}"
+    inject(yolo, {"rules": [{"path": head, "before": "input"}]}, example_inputs=torch.rand(1, 3, SIDE, SIDE))
+    assert [site.edit.module for site in injected(yolo)] == [head] * 3
+    found = verify(yolo)
+    assert found.ok
+    assert not [check for check in found.checks if check.ok is None]
