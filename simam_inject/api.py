@@ -21,7 +21,7 @@ from simam_inject.dataflow.anatomy import Anatomy
 from simam_inject.dataflow.example import example_like, example_of, shapes_of
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.dataflow.survey import survey_model
-from simam_inject.editing.attach import attach, attended_in, check_edits, detach, restorer, strip
+from simam_inject.editing.attach import all_or_nothing, attach, attended_in, check_edits, detach, restorer, strip
 from simam_inject.editing.bypass import bypassed
 from simam_inject.editing.presence import presence_of, presences_in
 from simam_inject.errors import ModelError, NoMatchError, RecipeError, VerificationError
@@ -330,8 +330,7 @@ def _apply(
     if injected(network) != planned.present or _own_modules(network) != modules:
         raise ModelError("the model has changed since the plan was made; call plan again")
     before = [recipe for own in presences_in(network).values() for recipe in own.recipes]
-    restore = restorer(network)
-    try:
+    with all_or_nothing(network):
         if planned.insertions:
             attach(
                 network,
@@ -342,7 +341,4 @@ def _apply(
                 reuse=True,
             )
         update(model)
-    except BaseException:
-        restore()
-        raise
     return model

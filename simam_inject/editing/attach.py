@@ -309,6 +309,19 @@ def restorer(model: nn.Module) -> Callable[[], None]:
 
 
 @contextmanager
+def all_or_nothing(model: nn.Module) -> Iterator[None]:
+    """If an error is raised inside, restore the attention that the model had, and remove new attributes."""
+    restore, attributes = restorer(model), set(vars(model))
+    try:
+        yield
+    except BaseException:
+        restore()
+        for name in vars(model).keys() - attributes:  # the mark of an integration, and what a class sets in loading
+            del vars(model)[name]
+        raise
+
+
+@contextmanager
 def without_attention(model: nn.Module) -> Iterator[nn.Module]:
     """Context manager in which the model has no SimAM; restores the same ones afterwards."""
     restore = restorer(model)

@@ -23,7 +23,7 @@ from torch import nn
 
 from simam_inject.adapters import adapter_of, network_of
 from simam_inject.attention import SimAM
-from simam_inject.editing.attach import attended_in, restorer
+from simam_inject.editing.attach import all_or_nothing, attended_in
 from simam_inject.errors import FileError, ModelError, a_type, shortened
 from simam_inject.modules import check_injectable, unwrapped
 from simam_inject.persist.fitting import State, check_fit, differences, fill, listed
@@ -122,8 +122,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
         try:
             check_fit(network, found, strict=strict)
             with with_sites(model, manifest):
-                found |= fill(network, tensors)
-                check_fit(network, found, strict=strict)
+                found |= fill(network, tensors, may_drop=not strict)
         except (ModelError, FileError) as error:
             raise FileError(f"{error}{manifest.age}") from error.__cause__
     if any(found.values()):
@@ -172,25 +171,6 @@ def with_sites(model: nn.Module, record: Record) -> Iterator[None]:
             record.attach_to(network)
         yield
     record.set_strengths(network)
-
-
-@contextlib.contextmanager
-def all_or_nothing(network: nn.Module) -> Iterator[None]:
-    """If an error is raised inside, restore the SimAMs and the tensors that the network had."""
-    restore, attributes = restorer(network), set(vars(network))
-    before = {name: value.detach().clone() for name, value in network.state_dict().items()}
-    try:
-        yield
-    except BaseException:
-        restore()
-        with contextlib.suppress(FileError):
-            fill(network, before)  # extra state, and tensors that a `state_dict` of its own copies
-        for name in vars(network).keys() - attributes:  # the mark of an integration, and what a class sets in loading
-            del vars(network)[name]
-        for name, value in network.state_dict().items():
-            with contextlib.suppress(KeyError, RuntimeError), torch.no_grad():  # what cannot be written is as before
-                value.copy_(before[name])
-        raise
 
 
 def state_of(network: nn.Module) -> State:
