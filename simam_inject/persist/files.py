@@ -71,7 +71,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     state = state_of(network)
     _check_sites(network, state)
     packages = {"simam_inject", "torch"} | {type(module).__module__.partition(".")[0] for module in network.modules()}
-    manifest = Manifest.of(network, versions=versions_of(packages), layout=_layout_of(state))
+    manifest = Manifest.of(network, versions=versions_of(sorted(packages)), layout=_layout_of(state))
     for name, tensor in state.items():
         try:
             serialize({name: torch.empty(0, dtype=tensor.dtype)})
