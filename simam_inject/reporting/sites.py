@@ -31,7 +31,7 @@ class Group:
         if all(site.kind == "block" and site.class_name in (None, self.name) for site in self.sites):
             return "block"
         is_module = ("block", "module")
-        kinds = [site.class_name or "block" if site.kind in is_module else _kind_of(site) for site in self.sites]
+        kinds = [site.class_name or "block" if site.kind in is_module else _operation(site) for site in self.sites]
         return " / ".join(dict.fromkeys(kinds))
 
     @property
@@ -65,7 +65,7 @@ class Group:
         }
 
 
-def _kind_of(site: Site) -> str:
+def _operation(site: Site) -> str:
     return f"{site.kind} {'x'.join(map(str, site.kernel))}" if site.kernel else site.kind
 
 
