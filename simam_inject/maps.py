@@ -17,7 +17,7 @@ from simam_inject.dataflow.survey import cannot_run
 from simam_inject.errors import ModelError
 from simam_inject.modules import unwrapped
 from simam_inject.warmup.batches import evaluated_twin
-from simam_inject.warmup.strength import simams_of
+from simam_inject.warmup.strength import named_simams
 
 
 def attention_maps(model: nn.Module, *inputs: Any, channel: int | None = None) -> dict[str, Tensor]:
@@ -113,7 +113,7 @@ def _record(
         name = f"{path} (run {runs + 1})" if runs else path
         found[name] = measure(name, attention, args[0].detach())
 
-    for path, attention in simams_of(twin):
+    for path, attention in named_simams(twin):
         attention.register_forward_pre_hook(partial(look, path))
         attention.bypassed |= bypass
     try:

@@ -57,6 +57,11 @@ def attended_in(model: nn.Module) -> Iterator[Attended]:
                 yield Attended(module, site if site.edit.module == path else _seen_from(site, path))
 
 
+def simams_in(model: nn.Module) -> list[tuple[Insertion, SimAM]]:
+    """The sites of a model that have SimAM, not another attention."""
+    return [(entry.site, entry.attention) for entry in attended_in(model) if isinstance(entry.attention, SimAM)]
+
+
 def _seen_from(site: Insertion, holder: str) -> Insertion:
     """The site with paths from another root: a network around the part that was injected, a part of the network, or the
     same network with a part that was wrapped or moved.

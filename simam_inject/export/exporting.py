@@ -15,10 +15,10 @@ from torch import nn
 from simam_inject.adapters import adapter_of, network_of
 from simam_inject.attention.arguments import check_number
 from simam_inject.dataflow.example import Example, example_of
-from simam_inject.editing.attach import attended_in, without_attention
+from simam_inject.editing.attach import attended_in, simams_in, without_attention
 from simam_inject.errors import ModelError, a_type, describe_exception
 from simam_inject.export.formats import Form, form_of
-from simam_inject.export.proving import as_exported, check_file, simams_in, vary
+from simam_inject.export.proving import as_exported, check_file, vary
 from simam_inject.export.report import ExportError, ExportReport, LostSiteError
 from simam_inject.modules import check_injectable, unwrapped
 from simam_inject.persist.files import in_one_step

@@ -17,19 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simam_inject.attention import SimAM
 from simam_inject.attention.functional import LARGEST, SMALLEST
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.surroundings import same_surroundings
 from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
-from simam_inject.editing.attach import attended_in
+from simam_inject.editing.attach import simams_in
 from simam_inject.editing.bypass import bypassed
 from simam_inject.errors import describe_exception, shortened
 from simam_inject.export.formats import Artefact, read
 from simam_inject.export.graph import GraphSimAM
 from simam_inject.export.report import Comparison, ExportedSite, ExportError, ExportReport, LostSiteError
 from simam_inject.nested import map_nested, tensors_of
-from simam_inject.planning.insertions import Insertion
 from simam_inject.verification.outputs import relative_distance
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-2}
@@ -132,11 +130,6 @@ def _resized(example: Example, batch: int, count: int, lengthen: Callable[[int],
 
 def _is_map(tensor: Tensor) -> bool:
     return 3 <= tensor.dim() <= 5
-
-
-def simams_in(model: nn.Module) -> list[tuple[Insertion, SimAM]]:
-    """The sites of a model that have SimAM, not another attention."""
-    return [(entry.site, entry.attention) for entry in attended_in(model) if isinstance(entry.attention, SimAM)]
 
 
 def expected_sites(model: nn.Module, example: Example) -> tuple[ExportedSite, ...]:
