@@ -10,12 +10,10 @@ from typing import Any, Literal
 
 import typer
 
-from simam_inject.zoo.names import WAYS_TO_NAME
+from simam_inject.zoo.names import EXPORTS, PEERS, WAYS_TO_NAME
 
-PEERS = ("se", "eca", "cbam", "gc")
-EXPORTS = (".onnx", ".pt2", ".torchscript")
 Dtype = Literal["fp32", "bf16", "fp16"]
-"""Names of `bench.PEERS`, `export.formats.FORMS` and `bench.run.DTYPES`, which cannot be imported without torch."""
+"""Names of `bench.run.DTYPES`, which cannot be imported without torch."""
 
 
 def parse_size(text: str) -> tuple[int, ...]:

@@ -13,10 +13,13 @@ WAYS_TO_NAME = (
     "NAME, torchvision:NAME, timm:NAME, ultralytics:NAME, FILE.py:FACTORY, PACKAGE.MODULE:FACTORY, FILE.pt or FILE.yaml"
 )
 """How a model may be named, for error messages."""
+PEERS = ("se", "eca", "cbam", "gc")
+"""Other attention modules than SimAM, as timm names them."""
+EXPORTS = (".onnx", ".pt2", ".torchscript")
+"""Suffixes of the files that `export` writes."""
 _WEIGHTS = (".safetensors", ".pth", ".ckpt", ".bin")
 _YOLO = re.compile(rb"(c|\x8c.)ultralytics\.", re.DOTALL)
 """A class of ultralytics in a pickle; a text that mentions the package has another byte before it."""
-_EXPORTED = (".onnx", ".pt2", ".torchscript", ".engine")
 _REGISTERED = re.compile(r'^@register_model(?:\((?:name="(\w+)")?\))?\n(?:(?!def ).+\n)*def (\w+)', re.MULTILINE)
 
 
@@ -35,7 +38,7 @@ def find_library(name: str) -> str:
             f"{name} contains weights, not a model, or a pickled module, which is not loaded: give the model and add "
             f"--weights {name}"
         )
-    if path.suffix in _EXPORTED:
+    if path.suffix in (*EXPORTS, ".engine"):
         raise ModelError(f"{name} is an exported graph, which cannot be modified: give the model it was exported from")
     if colon and prefix not in ("torchvision", "timm", "ultralytics"):
         return ""
