@@ -28,7 +28,7 @@ from simam_inject.errors import ModelError, NoMatchError, RecipeError, Verificat
 from simam_inject.matching.explain import explain_unmatched_glob
 from simam_inject.matching.hits import Skip
 from simam_inject.matching.match import match
-from simam_inject.modules import check_has_data, check_injectable, unwrapped
+from simam_inject.modules import check_has_data, check_injectable, check_module, unwrapped
 from simam_inject.planning.insertions import PRESENT, Insertion
 from simam_inject.planning.plan import Insertions, Plan
 from simam_inject.planning.planner import decide
@@ -208,7 +208,7 @@ def eject(model: ModelT) -> ModelT:
         >>> len(injected(model)), len(injected(eject(model)))
         (8, 0)
     """
-    detach(network_of(model, restore=False))
+    detach(adapter_of(check_module(model)).network(model))  # not `network_of`: no hook has to be restored first
     update(model)
     return model
 
