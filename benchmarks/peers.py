@@ -19,7 +19,8 @@ from benchmarks.options import parse, publish, tabulate
 from benchmarks.resnet import attended, make_step
 from simam_inject import SimAM, inject
 from simam_inject.bench.measuring import bytes_kept
-from simam_inject.bench.run import PEERS, peer_factory
+from simam_inject.bench.run import peer_factory
+from simam_inject.zoo.names import PEERS
 
 SITE = "bn2"
 RECIPE = {"rules": [{"block": "BasicBlock", "after": SITE}]}

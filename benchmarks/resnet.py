@@ -10,7 +10,8 @@ from torchvision.models import resnet50
 
 from benchmarks.popular import PopularSimAM
 from simam_inject import SimAM
-from simam_inject.bench.run import PEERS, peer_factory
+from simam_inject.bench.run import peer_factory
+from simam_inject.zoo.names import PEERS
 
 RECIPE = "paper"
 USUAL = "bn3"

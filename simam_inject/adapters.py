@@ -119,15 +119,13 @@ def adapter_of(model: nn.Module) -> Adapter:
     return lightning
 
 
-def network_of(model: nn.Module, *, restore: bool = True) -> nn.Module:
+def network_of(model: nn.Module) -> nn.Module:
     """The network inside a library's object such as `YOLO`, or the model itself; a `ModelError` if there is none.
 
-    Args:
-        restore: restore hooks that another tool dropped, so that a function sees the same sites as the next forward.
+    Restores hooks that another tool dropped, so that a function sees the same sites as the next forward.
     """
     network = adapter_of(check_module(model)).network(model)
-    if restore:
-        restore_hooks(network)
+    restore_hooks(network)
     return network
 
 

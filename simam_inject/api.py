@@ -21,14 +21,14 @@ from simam_inject.dataflow.anatomy import Anatomy
 from simam_inject.dataflow.example import example_like, example_of, shapes_of
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.dataflow.survey import survey_model
-from simam_inject.editing.attach import attach, attended_in, check_edits, detach, restorer, strip
+from simam_inject.editing.attach import all_or_nothing, attach, attended_in, check_edits, detach, restorer, strip
 from simam_inject.editing.bypass import bypassed
 from simam_inject.editing.presence import presence_of, presences_in
 from simam_inject.errors import ModelError, NoMatchError, RecipeError, VerificationError
 from simam_inject.matching.explain import explain_unmatched_glob
 from simam_inject.matching.hits import Skip
 from simam_inject.matching.match import match
-from simam_inject.modules import check_has_data, check_injectable, unwrapped
+from simam_inject.modules import check_has_data, check_injectable, check_module, unwrapped
 from simam_inject.planning.insertions import PRESENT, Insertion
 from simam_inject.planning.plan import Insertions, Plan
 from simam_inject.planning.planner import decide
@@ -208,7 +208,7 @@ def eject(model: ModelT) -> ModelT:
         >>> len(injected(model)), len(injected(eject(model)))
         (8, 0)
     """
-    detach(network_of(model, restore=False))
+    detach(adapter_of(check_module(model)).network(model))  # not `network_of`: no hook has to be restored first
     update(model)
     return model
 
@@ -330,8 +330,7 @@ def _apply(
     if injected(network) != planned.present or _own_modules(network) != modules:
         raise ModelError("the model has changed since the plan was made; call plan again")
     before = [recipe for own in presences_in(network).values() for recipe in own.recipes]
-    restore = restorer(network)
-    try:
+    with all_or_nothing(network):
         if planned.insertions:
             attach(
                 network,
@@ -342,7 +341,4 @@ def _apply(
                 reuse=True,
             )
         update(model)
-    except BaseException:
-        restore()
-        raise
     return model

@@ -13,10 +13,11 @@ from simam_inject.adapters import network_of
 from simam_inject.attention import ArgumentError, SimAM, gate
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.surroundings import same_random_states
+from simam_inject.dataflow.survey import cannot_run
 from simam_inject.errors import ModelError
 from simam_inject.modules import unwrapped
 from simam_inject.warmup.batches import evaluated_twin
-from simam_inject.warmup.strength import simams_of
+from simam_inject.warmup.strength import named_simams
 
 
 def attention_maps(model: nn.Module, *inputs: Any, channel: int | None = None) -> dict[str, Tensor]:
@@ -36,7 +37,7 @@ def attention_maps(model: nn.Module, *inputs: Any, channel: int | None = None) -
         that runs several times in one forward, the second run is `path (run 2)`, and so on.
 
     Raises:
-        ModelError: the model has no SimAM, or is sharded.
+        ModelError: the model has no SimAM, is sharded, or cannot be run on the inputs.
         ArgumentError: a map has no such channel.
 
     Example:
@@ -104,7 +105,7 @@ def _record(
     bypass: bool = False,
 ) -> dict[str, Tensor]:
     """What `measure` returns for the name, the SimAM and the input of each run of a site, by name."""
-    twin = evaluated_twin(unwrapped(network_of(model)), "take attention maps")
+    twin, example = evaluated_twin(unwrapped(network_of(model)), "take attention maps"), Example(inputs, {})
     found: dict[str, Tensor] = {}
 
     def look(path: str, attention: SimAM, args: tuple[Tensor, ...]) -> None:
@@ -112,9 +113,12 @@ def _record(
         name = f"{path} (run {runs + 1})" if runs else path
         found[name] = measure(name, attention, args[0].detach())
 
-    for path, attention in simams_of(twin):
+    for path, attention in named_simams(twin):
         attention.register_forward_pre_hook(partial(look, path))
         attention.bypassed |= bypass
-    with torch.no_grad(), same_random_states():
-        Example(inputs, {}).run(twin)
+    try:
+        with torch.no_grad(), same_random_states():
+            example.run(twin)
+    except RuntimeError as error:
+        raise cannot_run(twin, example, error) from error
     return found

@@ -20,16 +20,10 @@ from simam_inject.bench.measuring import Quartiles, bytes_kept, peak_bytes, rati
 from simam_inject.dataflow.example import Example, example_of
 from simam_inject.errors import ModelError, describe_exception
 from simam_inject.nested import tensors_in
+from simam_inject.zoo.names import PEERS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PLAIN, SIMAM = "plain", "SimAM"
-PEERS = {
-    "se": ("squeeze_excite", "SEModule"),
-    "eca": ("eca", "EcaModule"),
-    "cbam": ("cbam", "CbamModule"),
-    "gc": ("global_context", "GlobalContext"),
-}
-"""Other attentions: file and class in `timm.layers`, which does not export them all, made for a number of channels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +130,8 @@ def peer_factory(name: str) -> Callable[[int], nn.Module]:
     """
     if name not in PEERS:
         raise ModelError(f"unknown attention {name!r}; choose from {', '.join(PEERS)}")
-    file, kind = PEERS[name]
-    factory: Callable[[int], nn.Module] = getattr(import_module(f"timm.layers.{file}"), kind)
+    layers: Any = import_module("timm.layers")
+    factory: Callable[[int], nn.Module] = layers.get_attn(name)
     return factory
 
 

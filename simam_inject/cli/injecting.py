@@ -7,11 +7,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simam_inject.cli.options import EXPORTS, InjectOptions, ReportOptions, StrengthOptions
+from simam_inject.cli.options import InjectOptions, ReportOptions, StrengthOptions
 from simam_inject.cli.preparing import batches_of, images_in, library_of, make_plan, selectors
 from simam_inject.cli.program import Outcome, Step
 from simam_inject.errors import ModelError, VerificationError, plural
 from simam_inject.zoo import ZooModel
+from simam_inject.zoo.names import EXPORTS
 
 if TYPE_CHECKING:
     from simam_inject.planning.plan import Plan

@@ -25,11 +25,8 @@ from simam_inject.zoo import ZooModel
 from simam_inject.zoo.yolo import check_ultralytics
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from simam_inject.bench import Bench
     from simam_inject.integrations.ultralytics.checking import Checkup
-    from simam_inject.pictures import Photograph
     from simam_inject.planning.tables import Table
 
 _MOST = 16
@@ -119,11 +116,13 @@ def maps(options: MapsOptions, step: Step) -> Outcome:
     if options.strength is not None:
         set_strength(built.model, options.strength)
     chosen = _choose(built, options.site)
+    from simam_inject.maps import attention_maps, difference_maps
     from simam_inject.pictures import draw_maps
 
     step("running the model")
     shots = [read_image(built, file) for file in files]
-    found = [_look(built, shot, options) for shot in shots]
+    look = difference_maps if options.difference else attention_maps
+    found = [look(built.model, shot.input, channel=options.channel) for shot in shots]
     # `path`, `path (run 2)`, `path before reader`
     drawn = [name for name in found[0] if any(name == path or name.startswith(f"{path} ") for path in chosen)]
     names = [name for name in drawn if found[0][name].dim() == 4]
@@ -138,19 +137,6 @@ def maps(options: MapsOptions, step: Step) -> Outcome:
     ]
     data = {"model": built.name, "output": str(options.output), "images": images}
     return Outcome([f"{options.output}: {plural(len(files), 'image')}, {', '.join(names)}"], data)
-
-
-def _look(built: ZooModel, shot: Photograph, options: MapsOptions) -> dict[str, Tensor]:
-    from simam_inject.adapters import network_of
-    from simam_inject.dataflow.example import Example
-    from simam_inject.dataflow.survey import cannot_run
-    from simam_inject.maps import attention_maps, difference_maps
-
-    look = difference_maps if options.difference else attention_maps
-    try:
-        return look(built.model, shot.input, channel=options.channel)
-    except RuntimeError as error:
-        raise cannot_run(network_of(built.model), Example((shot.input,), {}), error) from error
 
 
 def _choose(built: ZooModel, patterns: list[str]) -> set[str]:

@@ -10,12 +10,10 @@ from typing import Any, Literal
 
 import typer
 
-from simam_inject.zoo.names import FORMS
+from simam_inject.zoo.names import EXPORTS, PEERS, WAYS_TO_NAME
 
-PEERS = ("se", "eca", "cbam", "gc")
-EXPORTS = (".onnx", ".pt2", ".torchscript")
 Dtype = Literal["fp32", "bf16", "fp16"]
-"""Names of `bench.PEERS`, `export.formats.FORMS` and `bench.run.DTYPES`, which cannot be imported without torch."""
+"""Names of `bench.run.DTYPES`, which cannot be imported without torch."""
 
 
 def parse_size(text: str) -> tuple[int, ...]:
@@ -121,7 +119,7 @@ class OutputOptions:
 class ModelOptions(OutputOptions):
     """A model, its weights, and the size of its input."""
 
-    model: str = typer.Argument(..., metavar="MODEL", help=FORMS)
+    model: str = typer.Argument(..., metavar="MODEL", help=WAYS_TO_NAME)
     weights: Path | None = _model(
         "Load weights: .safetensors, a state_dict in .pth or .pt, or a YOLO checkpoint",
         "FILE",
@@ -237,7 +235,7 @@ class FileOptions(OutputOptions):
 class CompareOptions:
     """`compare`."""
 
-    model: str = typer.Argument(..., metavar="MODEL", help=FORMS)
+    model: str = typer.Argument(..., metavar="MODEL", help=WAYS_TO_NAME)
     recipe: list[str] = _place(*_RECIPE, ..., autocompletion=_complete_recipe)
     data: str = _study("Folder of images, or a data.yaml of ultralytics", "FOLDER|YAML", ...)
     e_lambda: tuple[float, ...] = _study("Lambdas of SimAM; one variant for each", "A,B", "", parser=parse_numbers)

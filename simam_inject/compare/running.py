@@ -23,7 +23,7 @@ from torch.optim.swa_utils import update_bn
 
 from simam_inject.api import eject, inject, injected
 from simam_inject.bench.measuring import bytes_kept, time_rounds
-from simam_inject.bench.run import PEERS, peer_factory
+from simam_inject.bench.run import peer_factory
 from simam_inject.compare.cells import AGAIN, AGAIN_OFFSET, PLAIN, WRONG_SIGN, Cell, Costs, Report, Variant
 from simam_inject.compare.report import Comparison
 from simam_inject.compare.study import NAME, Study, import_optuna
@@ -31,6 +31,7 @@ from simam_inject.dataflow.example import Example, example_of
 from simam_inject.errors import CompareError, InjectError, ModelError, a_type
 from simam_inject.recipe import Recipe, adjusted, load_recipe
 from simam_inject.warmup.batches import readable_twice
+from simam_inject.zoo.names import PEERS
 
 Train = Callable[[Any, int, Report], float]
 Progress = Callable[[int, int, float | None], None]

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from pydantic import TypeAdapter
 from simam_inject.compare.cells import Cell, Variant
 from simam_inject.compare.report import Comparison
 from simam_inject.errors import CompareError, check_installed, describe_exception
+from simam_inject.persist.record import versions_of
 
 if TYPE_CHECKING:
     import optuna
@@ -271,8 +272,5 @@ def _made_with() -> dict[str, str]:
     program = Path(sys.argv[0]).name or "python"
     arguments = [re.sub(r"(://[^:/@]+):[^@]*@", r"\1:***@", argument) for argument in sys.argv[1:]]
     command = shlex.join(["simam-inject" if program == "__main__.py" else program, *arguments])
-    found = {"command": command, "python": platform.python_version(), "machine": platform.machine()}
-    for package in _PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+    about = {"command": command, "python": platform.python_version(), "machine": platform.machine()}
+    return about | versions_of(_PACKAGES)

@@ -57,6 +57,11 @@ def attended_in(model: nn.Module) -> Iterator[Attended]:
                 yield Attended(module, site if site.edit.module == path else _seen_from(site, path))
 
 
+def simams_in(model: nn.Module) -> list[tuple[Insertion, SimAM]]:
+    """The sites of a model that have SimAM, not another attention."""
+    return [(entry.site, entry.attention) for entry in attended_in(model) if isinstance(entry.attention, SimAM)]
+
+
 def _seen_from(site: Insertion, holder: str) -> Insertion:
     """The site with paths from another root: a network around the part that was injected, a part of the network, or the
     same network with a part that was wrapped or moved.
@@ -306,6 +311,19 @@ def strip(model: nn.Module) -> None:
 def restorer(model: nn.Module) -> Callable[[], None]:
     """A function that restores the attention of a model as it is now: the very same modules and hooks."""
     return partial(_exchange, model, _parts(model))
+
+
+@contextmanager
+def all_or_nothing(model: nn.Module) -> Iterator[None]:
+    """If an error is raised inside, restore the attention that the model had, and remove new attributes."""
+    restore, attributes = restorer(model), set(vars(model))
+    try:
+        yield
+    except BaseException:
+        restore()
+        for name in vars(model).keys() - attributes:  # the mark of an integration, and what a class sets in loading
+            del vars(model)[name]
+        raise
 
 
 @contextmanager

@@ -17,19 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simam_inject.attention import SimAM
 from simam_inject.attention.functional import LARGEST, SMALLEST
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.surroundings import same_surroundings
 from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
-from simam_inject.editing.attach import attended_in
+from simam_inject.editing.attach import simams_in
 from simam_inject.editing.bypass import bypassed
 from simam_inject.errors import describe_exception, shortened
 from simam_inject.export.formats import Artefact, read
 from simam_inject.export.graph import GraphSimAM
 from simam_inject.export.report import Comparison, ExportedSite, ExportError, ExportReport, LostSiteError
-from simam_inject.nested import map_nested, tensors_of
-from simam_inject.planning.insertions import Insertion
+from simam_inject.nested import tensors_of
 from simam_inject.verification.outputs import relative_distance
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-2}
@@ -101,42 +99,35 @@ def vary(model: nn.Module, example: Example, dynamic: tuple[str, ...]) -> tuple[
         raise ExportError("dynamic has no effect: no input has a batch, channels and spatial dimensions")
     count, reason = max(batch, 2) if "batch" in dynamic else batch, ""
     for lengthen in (lambda length: length + 32, lambda length: 2 * length) if "size" in dynamic else (int,):
-        other = _resized(example, batch, count + ("batch" in dynamic), lengthen)
+        other = _enlarged(example, batch, count + ("batch" in dynamic), lengthen)
         try:
             other.run(model)
         except Exception as error:
             reason = describe_exception(error)
         else:
-            return _resized(example, batch, count, int), other
+            return _enlarged(example, batch, count, int), other
     raise ExportError(f"the model accepts no other input size than the example's ({reason}); use dynamic='batch'")
 
 
-def _resized(example: Example, batch: int, count: int, lengthen: Callable[[int], int]) -> Example:
+def _enlarged(example: Example, batch: int, count: int, lengthen: Callable[[int], int]) -> Example:
     """The example with `count` samples in place of `batch`, and other spatial sizes: its tensors are repeated."""
 
-    def resize(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        lengths = list(leaf.shape)
-        if lengths[:1] == [batch] and (_is_map(leaf) or batch > 1):
+    def enlarge(tensor: Tensor) -> Tensor:
+        lengths = list(tensor.shape)
+        if lengths[:1] == [batch] and (_is_map(tensor) or batch > 1):
             lengths[0] = count
-        if _is_map(leaf):
+        if _is_map(tensor):
             lengths[2:] = map(lengthen, lengths[2:])
         for dim, length in enumerate(lengths):
-            if length != leaf.shape[dim]:
-                leaf = leaf.index_select(dim, torch.arange(length, device=leaf.device) % leaf.shape[dim])
-        return leaf
+            if length != tensor.shape[dim]:
+                tensor = tensor.index_select(dim, torch.arange(length, device=tensor.device) % tensor.shape[dim])
+        return tensor
 
-    return Example(*map_nested(resize, (example.args, example.kwargs)))
+    return Example(*example.fresh(enlarge))
 
 
 def _is_map(tensor: Tensor) -> bool:
     return 3 <= tensor.dim() <= 5
-
-
-def simams_in(model: nn.Module) -> list[tuple[Insertion, SimAM]]:
-    """The sites of a model that have SimAM, not another attention."""
-    return [(entry.site, entry.attention) for entry in attended_in(model) if isinstance(entry.attention, SimAM)]
 
 
 def expected_sites(model: nn.Module, example: Example) -> tuple[ExportedSite, ...]:

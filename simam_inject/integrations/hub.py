@@ -37,8 +37,6 @@ from simam_inject.persist.files import state_of
 from simam_inject.persist.fitting import differences, listed
 from simam_inject.persist.record import Record
 from simam_inject.zoo import build
-from simam_inject.zoo.building import check_num_classes
-from simam_inject.zoo.names import find_library
 
 _DOWNLOAD = ("revision", "cache_dir", "force_download", "local_files_only", "token", "proxies", "resume_download")
 """What `PyTorchModelHubMixin` passes beside the arguments of the class; the last two before huggingface_hub 1.0."""
@@ -100,11 +98,9 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, architecture: str, 
         config = _Config(architecture=architecture, num_classes=num_classes)
     except ValidationError as error:
         raise ModelError(f"{first_problem(error)} (for your own class, see SimamHubMixin)") from None
-    # Raises for a variant that was registered in this process: it cannot be built in another one.
-    check_num_classes(find_library(architecture), num_classes)
     network = network_of(unwrapped(model))
     Record.of(network)  # raises for another attention than SimAM
-    with same_random_states():
+    with same_random_states():  # raises for a variant that was registered in this process: another one cannot build it
         stock = build(architecture, num_classes=num_classes).model
     if any((found := differences(state_of(network), state_of(network_of(stock)))).values()):
         wrong = f"{architecture} is built with other tensors than those of the model (num_classes={num_classes})"

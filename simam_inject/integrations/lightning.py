@@ -25,14 +25,14 @@ from simam_inject.adapters import Adapter, IntegrationMark, update, wrap
 from simam_inject.api import eject, inject, injected
 from simam_inject.attention import SimAM
 from simam_inject.attention.arguments import check_count, check_number
-from simam_inject.editing.attach import attended_in
+from simam_inject.editing.attach import attended_in, simams_in
 from simam_inject.editing.presence import presences_in
 from simam_inject.editing.serialization import checked
 from simam_inject.errors import FileError, ModelError, RecipeError, a_type
 from simam_inject.persist.record import KEY, Record
 from simam_inject.recipe import RecipeLike
 from simam_inject.warmup.calibration import calibrate
-from simam_inject.warmup.strength import Ramp, set_strength, simams_of
+from simam_inject.warmup.strength import Ramp, named_simams, set_strength
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 """The library has two names; either may be installed, or both."""
@@ -118,9 +118,9 @@ class SimAMCallback(Callback):
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         values = [value for callback in callbacks for value in vars(callback).values()]
         modules = [value for value in values if isinstance(value, nn.Module)]
-        copies = [one for one in modules if any(isinstance(entry.attention, SimAM) for entry in attended_in(one))]
+        copies = [one for one in modules if simams_in(one)]
         for copied in copies:
-            for (_, part), (_, original) in zip(simams_of(copied), simams_of(pl_module), strict=False):
+            for (_, part), (_, original) in zip(named_simams(copied), named_simams(pl_module), strict=False):
                 part.gain = original.gain
         self._ramp = Ramp(pl_module, *copies, steps=self.ramp_steps, start=self.start) if self.ramp_steps else None
 

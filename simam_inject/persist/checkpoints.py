@@ -27,9 +27,10 @@ import torch
 from torch import nn
 
 from simam_inject.api import plan
+from simam_inject.editing.attach import all_or_nothing
 from simam_inject.errors import FileError, NoMatchError, a_type, plural
-from simam_inject.persist.files import all_or_nothing, naming, state_of
-from simam_inject.persist.fitting import State, check_fit, differences, fill, listed
+from simam_inject.persist.files import naming, state_of
+from simam_inject.persist.fitting import State, differences, fill, listed
 from simam_inject.planning.plan import Plan
 from simam_inject.recipe import adjusted, load_recipe
 
@@ -142,7 +143,7 @@ def load_official(path: str | os.PathLike[str], model: nn.Module, *, e_lambda: f
         planned = _plan(model, e_lambda)
         with all_or_nothing(model):
             planned.apply()
-            check_fit(model, fill(model, {entry.target: weights[entry.source] for entry in mapped}))
+            fill(model, {entry.target: weights[entry.source] for entry in mapped})
     kept = ours.keys() - {entry.target for entry in mapped}
     sites = tuple(site.path for site in planned.present or planned.insertions)
     return OfficialReport(mapped, tuple(key for key in ours if key in kept), ignored, sites)

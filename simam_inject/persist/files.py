@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import secrets
 import shutil
 import warnings
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,7 +23,7 @@ from torch import nn
 
 from simam_inject.adapters import adapter_of, network_of
 from simam_inject.attention import SimAM
-from simam_inject.editing.attach import attended_in, restorer
+from simam_inject.editing.attach import all_or_nothing, attended_in
 from simam_inject.errors import FileError, ModelError, a_type, shortened
 from simam_inject.modules import check_injectable, unwrapped
 from simam_inject.persist.fitting import State, check_fit, differences, fill, listed
@@ -71,7 +71,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     state = state_of(network)
     _check_sites(network, state)
     packages = {"simam_inject", "torch"} | {type(module).__module__.partition(".")[0] for module in network.modules()}
-    manifest = Manifest.of(network, versions=versions_of(packages), layout=_layout_of(state))
+    manifest = Manifest.of(network, versions=versions_of(sorted(packages)), layout=_layout_of(state))
     for name, tensor in state.items():
         try:
             serialize({name: torch.empty(0, dtype=tensor.dtype)})
@@ -122,8 +122,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
         try:
             check_fit(network, found, strict=strict)
             with with_sites(model, manifest):
-                found |= fill(network, tensors)
-                check_fit(network, found, strict=strict)
+                found |= fill(network, tensors, may_drop=not strict)
         except (ModelError, FileError) as error:
             raise FileError(f"{error}{manifest.age}") from error.__cause__
     if any(found.values()):
@@ -172,25 +171,6 @@ def with_sites(model: nn.Module, record: Record) -> Iterator[None]:
             record.attach_to(network)
         yield
     record.set_strengths(network)
-
-
-@contextlib.contextmanager
-def all_or_nothing(network: nn.Module) -> Iterator[None]:
-    """If an error is raised inside, restore the SimAMs and the tensors that the network had."""
-    restore, attributes = restorer(network), set(vars(network))
-    before = {name: value.detach().clone() for name, value in network.state_dict().items()}
-    try:
-        yield
-    except BaseException:
-        restore()
-        with contextlib.suppress(FileError):
-            fill(network, before)  # extra state, and tensors that a `state_dict` of its own copies
-        for name in vars(network).keys() - attributes:  # the mark of an integration, and what a class sets in loading
-            del vars(network)[name]
-        for name, value in network.state_dict().items():
-            with contextlib.suppress(KeyError, RuntimeError), torch.no_grad():  # what cannot be written is as before
-                value.copy_(before[name])
-        raise
 
 
 def state_of(network: nn.Module) -> State:
@@ -256,11 +236,13 @@ def _read(file: Path) -> tuple[Manifest, State]:
 def in_one_step(path: Path) -> Iterator[Path]:
     """The path of a file to write, which takes the place of `path` in the end; or a `FileError`, and no trace."""
     target = path.resolve()  # a link stays a link
-    is_device = target.exists() and not target.is_file()  # such as /dev/stdout: nothing can take its place
-    unfinished = target if is_device else target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
-        yield unfinished
-        if not is_device:
+        if target.exists() and not target.is_file():  # such as /dev/stdout: nothing can take its place
+            yield target
+            return
+        with TemporaryDirectory(".part", f".{target.name}.", target.parent, ignore_cleanup_errors=True) as folder:
+            unfinished = Path(folder) / target.name
+            yield unfinished
             with unfinished.open("rb+") as file:
                 os.fsync(file.fileno())
             if target.exists():
@@ -269,10 +251,6 @@ def in_one_step(path: Path) -> Iterator[Path]:
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise FileError(f"cannot write {path}: {reason}; the previous file is unchanged") from error
-    finally:
-        if not is_device:
-            with contextlib.suppress(OSError):
-                unfinished.unlink(missing_ok=True)
 
 
 def _layout_of(state: State) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -66,14 +67,31 @@ def _size(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def fill(network: nn.Module, tensors: Mapping[str, Any], *, strict: bool = False) -> dict[str, list[str]]:
-    """Load tensors, and return those that its class drops, as `differences` does; or a `FileError`."""
+def fill(
+    network: nn.Module, tensors: Mapping[str, Any], *, strict: bool = False, may_drop: bool = False
+) -> dict[str, list[str]]:
+    """Load tensors, and return those that its class drops, if it may; or a `FileError`, and all are as before."""
     state = network.state_dict()
-    before = {
-        name: (value, value.detach().clone(), version_of(value))
-        for name, value in state.items()
-        if isinstance(value, torch.Tensor) and isinstance(tensors.get(name), torch.Tensor)
-    }
+    before = {name: value.detach().clone() for name, value in state.items() if isinstance(value, torch.Tensor)}
+    try:
+        found = {"with other values after load_state_dict": _load(network, tensors, before, strict=strict)}
+        check_fit(network, found, strict=not may_drop)
+    except BaseException:
+        with suppress(FileError):
+            _load(network, before, before)  # extra state, and tensors that a `state_dict` of its own copies
+        state = network.state_dict()
+        for name, value in before.items():
+            with suppress(KeyError, RuntimeError), torch.no_grad():  # what cannot be written is as before
+                state[name].copy_(value)
+        raise
+    return found
+
+
+def _load(network: nn.Module, tensors: Mapping[str, Any], before: State, *, strict: bool = False) -> list[str]:
+    """Load tensors into a network that has those `before`, and return the names of those that its class drops."""
+    state = network.state_dict()
+    sources = {name: value for name, value in state.items() if name in before}
+    versions = {name: version_of(value) for name, value in sources.items()}
     state.clear()  # its `_metadata` stays: versions, which some classes require
     state.update(tensors)
     try:
@@ -81,18 +99,18 @@ def fill(network: nn.Module, tensors: Mapping[str, Any], *, strict: bool = False
     except Exception as error:  # the user's classes may have hooks and methods of their own
         raise FileError(f"{type(network).__name__}.load_state_dict raises {type(error).__name__}: {error}") from error
     parameters = dict(network.named_parameters(remove_duplicate=False))
-    lost = [
+    return [
         name
         for name, value in network.state_dict().items()
-        if name in before
+        if name in sources
+        and isinstance(tensors.get(name), torch.Tensor)
         and difference(tensors[name].to(value), value) is not None
         # What a class sets itself in a buffer, such as a counter that starts anew, was not dropped.
         and (
             name in parameters
-            or (difference(before[name][1], value) is None and version_of(before[name][0]) == before[name][2])
+            or (difference(before[name], value) is None and version_of(sources[name]) == versions[name])
         )
     ]
-    return {"with other values after load_state_dict": lost}
 
 
 def check_fit(network: nn.Module, found: dict[str, list[str]], *, strict: bool = True) -> None:

@@ -156,9 +156,9 @@ class Manifest(Record):
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of those that are installed."""
+    """The versions of those that are installed, in this order."""
     found = {}
-    for package in sorted(packages):
+    for package in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):  # the user's own code
             found[package] = metadata.version(package)
     return found

@@ -12,10 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from simam_inject.dataflow.anatomy import Anatomy
+from simam_inject.modules import CONTAINERS
 from simam_inject.planning.insertions import Insertion
 
 SIMAM = "[SimAM]"
-CONTAINERS = ("Sequential", "ModuleList", "ModuleDict")
+CONTAINER_NAMES = tuple(kind.__name__ for kind in CONTAINERS)
 _SYMBOLS = {"add": "(+)", "mul": "(*)"}
 
 
@@ -57,7 +58,7 @@ def _scope_of(insertion: Insertion, anatomy: Anatomy) -> str:
     """The block to draw: for its output the block itself, unless it is a container or nothing is known inside."""
     path = insertion.path.partition(":")[0]
     block = anatomy.site_by_path.get(path)
-    is_container = block is None or block.class_name in CONTAINERS
+    is_container = block is None or block.class_name in CONTAINER_NAMES
     is_known = any(site.scope == path for site in anatomy.sites if site.path != path)
     if insertion.position == "after" and is_known and not is_container:
         return path

@@ -17,7 +17,7 @@ from simam_inject.kinds import FAMILIES
 from simam_inject.planning.insertions import PRESENT, Insertion
 from simam_inject.planning.plan import Plan
 from simam_inject.planning.tables import Table, format_map, sites_table
-from simam_inject.reporting.drawing import CONTAINERS, draw
+from simam_inject.reporting.drawing import CONTAINER_NAMES, draw
 from simam_inject.reporting.plans import bytes_per_image, notes_on
 from simam_inject.verification.checks import Verification
 
@@ -86,7 +86,7 @@ def boxes_of(anatomy: Anatomy, insertions: Sequence[Insertion]) -> Boxes:
     dimensions = mode(len(site.spatial or ()) for site in [site for site in maps if site.path in attended] or maps)
     maps = [site for site in maps if len(site.spatial or ()) == dimensions]
     chosen = [site for site in maps if "main" in site.structure or site.path in attended]
-    blocks = [site for site in chosen if site.kind == "block" and site.class_name not in CONTAINERS]
+    blocks = [site for site in chosen if site.kind == "block" and site.class_name not in CONTAINER_NAMES]
     inside = tuple(f"{block.path}." for block in blocks)
     shown = [site for site in maps if (site in chosen or site.kind in _DRAWN) and not site.path.startswith(inside)]
     drawn: Boxes = [(site, []) for site in shown]

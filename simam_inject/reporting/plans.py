@@ -102,7 +102,7 @@ def _by_kind(insertions: Iterable[Insertion], anatomy: Anatomy) -> Table:
     kinds: dict[tuple[str, ...], list[Insertion]] = {}
     for one in insertions:
         (_, position, _, _, e_lambda, edit) = sites_table([one]).rows[0]
-        kinds.setdefault((_kind_of(one.path, anatomy), position, e_lambda, edit), []).append(one)
+        kinds.setdefault((_block_and_name(one.path, anatomy), position, e_lambda, edit), []).append(one)
     rows = []
     for (name, position, e_lambda, edit), found in kinds.items():
         maps = format_span(map(format_map, found))
@@ -111,7 +111,7 @@ def _by_kind(insertions: Iterable[Insertion], anatomy: Anatomy) -> Table:
     return Table(["kind of site", "position", "count", "CxHxW", "reduction", "e_lambda", "edit"], rows)
 
 
-def _kind_of(path: str, anatomy: Anatomy) -> str:
+def _block_and_name(path: str, anatomy: Anatomy) -> str:
     site = anatomy.site_by_path.get(path)
     if site is None:
         return path

@@ -14,7 +14,7 @@ from simam_inject.kinds import FAMILIES
 from simam_inject.matching.match import why_not_attendable
 from simam_inject.planning.tables import Table, format_map, format_span
 from simam_inject.recipe.names import write_child
-from simam_inject.reporting.drawing import CONTAINERS
+from simam_inject.reporting.drawing import CONTAINER_NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Group:
         if all(site.kind == "block" and site.class_name in (None, self.name) for site in self.sites):
             return "block"
         is_module = ("block", "module")
-        kinds = [site.class_name or "block" if site.kind in is_module else _kind_of(site) for site in self.sites]
+        kinds = [site.class_name or "block" if site.kind in is_module else _operation(site) for site in self.sites]
         return " / ".join(dict.fromkeys(kinds))
 
     @property
@@ -65,14 +65,14 @@ class Group:
         }
 
 
-def _kind_of(site: Site) -> str:
+def _operation(site: Site) -> str:
     return f"{site.kind} {'x'.join(map(str, site.kernel))}" if site.kernel else site.kind
 
 
 def owner_of(site: Site, anatomy: Anatomy) -> tuple[str, str]:
     """The class of the nearest block around a site, plain containers aside, and the name of the site inside it."""
     scope = site.scope
-    while (block := anatomy.site_by_path.get(scope)) is not None and block.class_name in CONTAINERS and scope:
+    while (block := anatomy.site_by_path.get(scope)) is not None and block.class_name in CONTAINER_NAMES and scope:
         scope = block.scope
     name = site.path.removeprefix(f"{scope}.") if scope else site.path
     return (block and block.class_name) or "", name
@@ -81,8 +81,8 @@ def owner_of(site: Site, anatomy: Anatomy) -> tuple[str, str]:
 def _is_named_by_class(site: Site, anatomy: Anatomy) -> bool:
     """A block in a plain container, such as `layer1.0`, or a map that it returns: the row of its class is enough."""
     around = anatomy.site_by_path.get(site.scope)
-    in_container = around is not None and around.class_name in CONTAINERS
-    return in_container and site.kind == "block" and site.class_name not in CONTAINERS
+    in_container = around is not None and around.class_name in CONTAINER_NAMES
+    return in_container and site.kind == "block" and site.class_name not in CONTAINER_NAMES
 
 
 def summarize(anatomy: Anatomy) -> list[Group]:
@@ -108,7 +108,7 @@ def summarize(anatomy: Anatomy) -> list[Group]:
 
     def rank(group: Group) -> int:
         is_main = any("main" in site.structure for site in group.sites)
-        return 2 if group.name in CONTAINERS else 0 if is_main else 1
+        return 2 if group.name in CONTAINER_NAMES else 0 if is_main else 1
 
     return sorted(groups.values(), key=rank)
 
@@ -148,7 +148,7 @@ def _suggest(groups: list[Group]) -> Iterator[str]:
     """Selectors for the first class of blocks: its output, its last spatial convolution, its residual branch."""
     for group in groups:
         is_result = any(not site.path.partition(":")[0] for site in group.sites)
-        if group.obstacle is None and not is_result and group.name not in CONTAINERS:
+        if group.obstacle is None and not is_result and group.name not in CONTAINER_NAMES:
             break
     else:
         yield "--recipe every-conv"

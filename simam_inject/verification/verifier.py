@@ -21,7 +21,7 @@ from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.surroundings import same_surroundings
 from simam_inject.dataflow.survey import cannot_run
 from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
-from simam_inject.editing.attach import Attended, attended_in, strip
+from simam_inject.editing.attach import Attended, attended_in, simams_in, strip
 from simam_inject.editing.hooks import NoValueError
 from simam_inject.errors import describe_exception, shortened
 from simam_inject.verification.checks import (
@@ -220,9 +220,8 @@ class _Checks:
     def _injected(self) -> nn.Module:
         """The model with every SimAM at full strength."""
         twin = twin_of(self.model, to_clone)
-        for entry in attended_in(twin):
-            if isinstance(entry.attention, SimAM):
-                entry.attention.strength = 1.0
+        for _, attention in simams_in(twin):
+            attention.strength = 1.0
         return twin
 
     def _original(self) -> nn.Module:

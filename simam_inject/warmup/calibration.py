@@ -30,7 +30,7 @@ from simam_inject.attention import SimAM, simam
 from simam_inject.errors import ModelError, describe_exception, shortened
 from simam_inject.planning.tables import Table
 from simam_inject.warmup.batches import Batches, evaluated_twin
-from simam_inject.warmup.strength import simams_of
+from simam_inject.warmup.strength import named_simams
 
 _UNBATCHED = ((nn.InstanceNorm1d, 2), (nn.InstanceNorm2d, 3), (nn.InstanceNorm3d, 4))
 """Number of dimensions of a single sample, which these take without a batch."""
@@ -121,7 +121,7 @@ def calibrate(
     """
     network = network_of(model)
     twin = evaluated_twin(network, "calibrate")
-    sites = simams_of(network)
+    sites = named_simams(network)
     targets, frozen = _norms_of(network, frozen_norms) if norms else ({}, 0)
     note = "" if targets or not norms else "no norm of PyTorch's classes has running statistics and is not frozen"
     if targets and all(attention.strength == 0.0 for _, attention in sites):
@@ -138,7 +138,7 @@ def calibrate(
         for path, norm in renewed.items():
             targets[path].running_mean.copy_(norm.running_mean)
             targets[path].running_var.copy_(norm.running_var)
-        for (_, attention), (_, fitted) in zip(sites, simams_of(twin), strict=True):
+        for (_, attention), (_, fitted) in zip(sites, named_simams(twin), strict=True):
             attention.gain = fitted.gain
     update(model)
     if targets and not renewed:
@@ -157,7 +157,7 @@ def _check_writable(norms: dict[str, Any]) -> None:
 
 
 def _fit_gains(network: nn.Module, source: Batches) -> tuple[SiteFit, ...]:
-    sites = simams_of(network)
+    sites = named_simams(network)
     sums = {path: torch.zeros(3, dtype=torch.float64, device="cpu") for path, _ in sites}
     ran: dict[str, Tensor] = {}  # in the order in which they run
     with _pooled(network, sums.values()), ExitStack() as stack:

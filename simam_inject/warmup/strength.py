@@ -11,7 +11,7 @@ from torch import nn
 from simam_inject.adapters import network_of, update
 from simam_inject.attention import ArgumentError, SimAM
 from simam_inject.attention.arguments import check_count, check_number
-from simam_inject.editing.attach import attended_in
+from simam_inject.editing.attach import attended_in, simams_in
 from simam_inject.errors import ModelError
 
 
@@ -38,21 +38,22 @@ def set_strength(model: nn.Module, value: float) -> None:
         SimAM(e_lambda=0.1, strength=0.5)
     """
     strength = check_number("strength", value)
-    for _, attention in simams_of(model):
+    for _, attention in named_simams(model):
         attention.strength = strength
     update(model)
 
 
-def simams_of(model: nn.Module) -> list[tuple[str, SimAM]]:
+def named_simams(model: nn.Module) -> list[tuple[str, SimAM]]:
     """The SimAMs of a model in module order, each with the path of its site; `path before reader` if others share it.
 
     Raises:
         ModelError: the model is not a module, or has no SimAM.
     """
-    attended = list(attended_in(network_of(model)))
-    found = [(entry.site, entry.attention) for entry in attended if isinstance(entry.attention, SimAM)]
+    network = network_of(model)
+    found = simams_in(network)
     if not found:
-        other = next((type(entry.attention).__name__ for entry in attended if entry.attention is not None), None)
+        attentions = (entry.attention for entry in attended_in(network))
+        other = next((type(attention).__name__ for attention in attentions if attention is not None), None)
         if other is not None:
             raise ModelError(f"the sites of this model hold {other}, which has no strength and no gain as SimAM")
         raise ModelError("no SimAM in this model; inject(model, recipe) adds it")
@@ -97,7 +98,7 @@ class Ramp:
 
     def __init__(self, model: nn.Module, *more: nn.Module, steps: int, start: float = 0.0) -> None:
         self._models: tuple[nn.Module, ...] = ()
-        attentions = [[attention for _, attention in simams_of(one)] for one in (model, *more)]
+        attentions = [[attention for _, attention in named_simams(one)] for one in (model, *more)]
         self.load_state_dict({"steps": steps, "start": start, "done": 0})
         if any(all(attention.gain == 1.0 for attention in found) for found in attentions):
             warnings.warn(
@@ -143,7 +144,7 @@ class Ramp:
         steps, done = check_count("steps", state["steps"], least=1), check_count("done", state["done"])
         start = check_number("start", state["start"])
         for model in self._models:
-            simams_of(model)  # or an error, before anything is set
+            named_simams(model)  # or an error, before anything is set
         self._steps, self._start, self._done = steps, start, done
         self._set()
 

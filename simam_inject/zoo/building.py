@@ -39,7 +39,9 @@ def build(name: str, *, pretrained: bool = False, num_classes: int | None = None
         ((1, 3, 224, 224),)
     """
     library = find_library(name)
-    check_num_classes(library, num_classes)
+    least = 0 if library == "timm" else 1
+    if num_classes is not None and num_classes < least:
+        raise ModelError(f"num_classes is {num_classes}; it must be at least {least}")
     options = {} if num_classes is None else {"num_classes": num_classes}
     if not library:
         return build_factory(name, {"pretrained": True, **options} if pretrained else options)
@@ -58,13 +60,6 @@ def build(name: str, *, pretrained: bool = False, num_classes: int | None = None
     if library == "torchvision" and own_name == name and name in list_registered("timm"):
         note += f"; {name} is torchvision's, timm has its own: timm:{name}"
     return replace(built, name=name, note=note)
-
-
-def check_num_classes(library: str, number: int | None) -> None:
-    """Raise a ModelError for a number of classes that models of a library cannot have."""
-    least = 0 if library == "timm" else 1
-    if number is not None and number < least:
-        raise ModelError(f"num_classes is {number}; it must be at least {least}")
 
 
 def _build_torchvision(name: str, options: dict[str, Any], *, pretrained: bool) -> ZooModel:

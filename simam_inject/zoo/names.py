@@ -9,14 +9,17 @@ from pathlib import Path
 from simam_inject.errors import ModelError, nearest
 from simam_inject.zoo.factories import which_factory
 
-FORMS = (
+WAYS_TO_NAME = (
     "NAME, torchvision:NAME, timm:NAME, ultralytics:NAME, FILE.py:FACTORY, PACKAGE.MODULE:FACTORY, FILE.pt or FILE.yaml"
 )
 """How a model may be named, for error messages."""
+PEERS = ("se", "eca", "cbam", "gc")
+"""Other attention modules than SimAM, as timm names them."""
+EXPORTS = (".onnx", ".pt2", ".torchscript")
+"""Suffixes of the files that `export` writes."""
 _WEIGHTS = (".safetensors", ".pth", ".ckpt", ".bin")
 _YOLO = re.compile(rb"(c|\x8c.)ultralytics\.", re.DOTALL)
 """A class of ultralytics in a pickle; a text that mentions the package has another byte before it."""
-_EXPORTED = (".onnx", ".pt2", ".torchscript", ".engine")
 _REGISTERED = re.compile(r'^@register_model(?:\((?:name="(\w+)")?\))?\n(?:(?!def ).+\n)*def (\w+)', re.MULTILINE)
 
 
@@ -29,13 +32,13 @@ def find_library(name: str) -> str:
     prefix, colon, bare = name.rpartition(":")
     path = Path(name)
     if not name.strip():
-        raise ModelError(f"the model has no name. A model is named {FORMS}")
+        raise ModelError(f"the model has no name. A model is named {WAYS_TO_NAME}")
     if path.suffix in _WEIGHTS or (path.suffix == ".pt" and path.is_file() and holds_yolo(path) is False):
         raise ModelError(
             f"{name} contains weights, not a model, or a pickled module, which is not loaded: give the model and add "
             f"--weights {name}"
         )
-    if path.suffix in _EXPORTED:
+    if path.suffix in (*EXPORTS, ".engine"):
         raise ModelError(f"{name} is an exported graph, which cannot be modified: give the model it was exported from")
     if colon and prefix not in ("torchvision", "timm", "ultralytics"):
         return ""
@@ -95,4 +98,4 @@ def unknown_model(name: str, library: str = "") -> ModelError:
     near = nearest(name, names[library] if library else set().union(*names.values()), count=5)
     found = f"{library} has no model {name!r}" if library else f"no library has a model {name!r}"
     advice = f" Did you mean {', '.join(near)}?" if near else ""
-    return ModelError(f"{found}.{advice} A model is named {FORMS}")
+    return ModelError(f"{found}.{advice} A model is named {WAYS_TO_NAME}")

@@ -84,7 +84,7 @@ def _copy(built: ZooModel, file: Path, state: Mapping[str, Any], record: Record 
     from simam_inject.adapters import network_of
     from simam_inject.persist.checkpoints import without_prefix
     from simam_inject.persist.files import naming, with_sites
-    from simam_inject.persist.fitting import check_fit, differences, fill, listed
+    from simam_inject.persist.fitting import differences, fill, listed
 
     network = network_of(built.model)
     state = without_prefix(state, network.state_dict().keys())
@@ -100,5 +100,5 @@ def _copy(built: ZooModel, file: Path, state: Mapping[str, Any], record: Record 
         hint = hint if is_head else "a checkpoint of another model?"
         raise ModelError(f"{file} does not fit {built.name}:\n{listed(found)}\n  {hint}")
     with naming(file), with_sites(built.model, record) if record else nullcontext():
-        check_fit(network, fill(network, {**state, **{name: ours[name] for name in head}}, strict=True))
+        fill(network, {**state, **{name: ours[name] for name in head}}, strict=True)
     return sorted({name.rpartition(".")[0] for name in head})

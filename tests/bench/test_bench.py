@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from simam_inject import InjectError, SimAM, inject, injected
 from simam_inject.bench import Conditions, bench
 from simam_inject.bench.measuring import Quartiles, bytes_kept, ratios, time_rounds
-from simam_inject.bench.run import PEERS, make_variants, peer_factory
+from simam_inject.bench.run import make_variants, peer_factory
 from simam_inject.cli.app import app
+from simam_inject.zoo.names import PEERS
 
 
 class Block(nn.Module):

@@ -303,14 +303,13 @@ def test_recipes_are_completed():
 
 
 def test_names_that_options_repeat_are_those_of_the_modules():
-    from simam_inject.bench import PEERS
     from simam_inject.bench.run import DTYPES
     from simam_inject.cli import options
     from simam_inject.export.formats import FORMS
+    from simam_inject.zoo.names import EXPORTS
 
-    assert tuple(PEERS) == options.PEERS
     assert tuple(DTYPES) == get_args(options.Dtype)
-    assert tuple(FORMS) == options.EXPORTS
+    assert tuple(FORMS) == EXPORTS
 
 
 MODEL_FILE = """

@@ -174,11 +174,13 @@ def test_the_difference_is_that_of_simam_alone_in_a_network_with_noise():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_channel_that_is_not_there_and_a_plain_model_are_refused():
+def test_a_channel_that_is_not_there_a_plain_model_and_other_inputs_are_refused():
     with pytest.raises(ArgumentError, match="has channels 0 to 7; found 8"):
         attention_maps(attended(), images(1), channel=8)
     with pytest.raises(ModelError, match="no SimAM in this model"):
         attention_maps(plain(), images(1))
+    with pytest.raises(ModelError, match=r"cannot be run on the example input \(1x2x16x16\)"):
+        attention_maps(attended(), images(1)[:, :2, :16, :16])
 
 
 def test_threads_that_share_a_model_get_their_own_maps():

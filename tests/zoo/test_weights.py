@@ -90,9 +90,10 @@ def test_a_head_for_other_classes_stays_as_built_if_that_is_asked_for(net, new_h
 def test_weights_that_a_model_does_not_take(tmp_path):
     net, file = nn.Conv2d(3, 4, 3), tmp_path / "net.pth"
     torch.save(net.state_dict(), file)
-    net.bias = nn.Parameter(torch.zeros(1).expand(4))
+    net.weight, net.bias = nn.Parameter(torch.ones(4, 3, 3, 3)), nn.Parameter(torch.zeros(1).expand(4))
     with pytest.raises(FileError, match=says(f"{file}: Conv2d.load_state_dict raises RuntimeError", '"bias"')):
         load_weights(ZooModel("net", net, "net.py", ""), file)
+    assert (net.weight == 1).all()
     net.bias, net.table = nn.Parameter(torch.zeros(4)), nn.Buffer(torch.eye(2).to_sparse())
     torch.save(net.state_dict(), file)
     with pytest.raises(ModelError, match=says(f"{file} does not fit net", "table", "RuntimeError")):

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from simam_inject.dataflow.example import example_of
+from simam_inject.editing.attach import simams_in
 from simam_inject.errors import InjectError, shortened
 from simam_inject.export.formats import read
-from simam_inject.export.proving import count_sites, expected_sites, simams_in
+from simam_inject.export.proving import count_sites, expected_sites
 from simam_inject.export.report import ExportedSite
 from simam_inject.integrations.ultralytics.record import names_of, recorded
 from simam_inject.persist.record import Record

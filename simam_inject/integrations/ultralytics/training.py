@@ -34,8 +34,8 @@ from simam_inject.integrations.ultralytics.record import (
     recorded,
     write,
 )
-from simam_inject.nested import version_of
 from simam_inject.persist.record import Record
+from simam_inject.verification.checks import tensor_marks
 from simam_inject.warmup.strength import Ramp, ramped
 
 _STATE = "_simam_state"
@@ -235,9 +235,7 @@ def _state_of(network: Any) -> object:
         return None
     settings = [[getattr(part, name, None) for name in _SETTINGS] for part in parts]
     bypasses = [getattr(part, "_bypasses", ()) for part in parts]  # also of other attention
-    tensors = [*network.parameters(), *network.buffers()]
-    versions = [(id(tensor), version_of(tensor)) for tensor in tensors]
-    return id(network), settings, bypasses, versions
+    return id(network), settings, bypasses, tensor_marks(network)
 
 
 def _launch(original: Callable[..., Any], trainer: Any, /, *args: Any, **kwargs: Any) -> Any:
