@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import os
+import tempfile
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,6 @@ from simam_inject.export.formats import Form, form_of
 from simam_inject.export.proving import as_exported, check_file, vary
 from simam_inject.export.report import ExportError, ExportReport, LostSiteError
 from simam_inject.modules import check_injectable, unwrapped
-from simam_inject.persist.files import in_one_step
 
 
 def export(
@@ -53,7 +53,6 @@ def export(
         LostSiteError: the file lacks a site, has another lambda, or computes something else. No file was written.
         ModelError: the model cannot be run on the example, or is sharded, scripted or compiled in place.
         ArgumentError: the tolerance is not a number from 0.
-        FileError: the file cannot be written.
 
     Example:
         >>> import tempfile, torchvision
@@ -74,12 +73,15 @@ def export(
         raise ExportError(f"{str(target)!r} is a {'folder' if target.is_dir() else 'device'}; give the name of a file")
     network = _network(model)
     example = _example(network, example_inputs)
-    with in_one_step(target) as written:
+    place = target.resolve()  # a link stays a link
+    with tempfile.TemporaryDirectory(prefix=f".{target.stem}-", dir=place.parent) as folder:
+        written = Path(folder) / target.name
         with as_exported(network) as twin, warnings.catch_warnings(action="ignore"):  # no user can act on them
             _write(form, twin, vary(twin, example, varying), written)
         report = check_file(network, written, example, varying, tolerance)
         if report.comparisons[0].left_out:
             raise LostSiteError(f"the file lacks the last {report.comparisons[0].left_out} outputs of the model")
+        written.replace(place)
     return replace(report, path=target)
 
 

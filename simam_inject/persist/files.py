@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import shutil
 import warnings
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -236,13 +236,11 @@ def _read(file: Path) -> tuple[Manifest, State]:
 def in_one_step(path: Path) -> Iterator[Path]:
     """The path of a file to write, which takes the place of `path` in the end; or a `FileError`, and no trace."""
     target = path.resolve()  # a link stays a link
+    is_device = target.exists() and not target.is_file()  # such as /dev/stdout: nothing can take its place
+    unfinished = target if is_device else target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
-        if target.exists() and not target.is_file():  # such as /dev/stdout: nothing can take its place
-            yield target
-            return
-        with TemporaryDirectory(".part", f".{target.name}.", target.parent, ignore_cleanup_errors=True) as folder:
-            unfinished = Path(folder) / target.name
-            yield unfinished
+        yield unfinished
+        if not is_device:
             with unfinished.open("rb+") as file:
                 os.fsync(file.fileno())
             if target.exists():
@@ -251,6 +249,10 @@ def in_one_step(path: Path) -> Iterator[Path]:
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise FileError(f"cannot write {path}: {reason}; the previous file is unchanged") from error
+    finally:
+        if not is_device:
+            with contextlib.suppress(OSError):
+                unfinished.unlink(missing_ok=True)
 
 
 def _layout_of(state: State) -> str:
