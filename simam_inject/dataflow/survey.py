@@ -95,6 +95,11 @@ def _survey(model: nn.Module, example: Example, strip: Callable[[nn.Module], obj
             return None
 
     twin, larger = recorder.model, given.with_batch(SAMPLES_ADDED)
+    both = again(larger and larger.with_size(), twin)
+    if both is not None and both.calls == base.calls and _has_same_names(base, both):
+        apart = _apart(base, both)
+        if apart is not None:
+            return Surveyor(twin, example, base, *apart).survey()
     batch = again(larger, twin)
     is_cached = batch is not None and not _has_same_names(base, batch)
     if is_cached:  # the first forward filled a cache, so that names mean other values: run on twins with empty caches
@@ -124,6 +129,25 @@ def _has_more_samples(base: Recording, larger: Namer) -> bool:
 
 def _has_same_names(base: Recording, other: Namer) -> bool:
     return all(other.names_in(path) == call.names for path, call in base.first_calls.items())
+
+
+def _apart(base: Recording, both: Namer) -> tuple[dict[str, Shape], dict[str, Shape]] | None:
+    """Shapes for more samples, and shapes for a larger image, from a forward on more samples of a larger image.
+
+    None if they do not follow from it: the first dimension of a map grew by another number than that of the samples, or
+    another dimension by this number. Most networks need no other forward.
+    """
+    samples, sizes = dict[str, Shape](), dict[str, Shape]()
+    for path, found in both.shapes.items():
+        value = base.value(path)
+        if value is None or len(found) != len(value.shape):
+            return None
+        if len(found) > 2:
+            first, *others = (after - before for after, before in zip(found, value.shape, strict=True))
+            if first not in (0, SAMPLES_ADDED) or SAMPLES_ADDED in others:
+                return None
+        samples[path], sizes[path] = (*found[:1], *value.shape[1:]), (*value.shape[:1], *found[1:])
+    return samples, sizes
 
 
 def _refuse_while_tracing() -> None:
