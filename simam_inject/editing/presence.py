@@ -97,12 +97,7 @@ class Presence(Hook):
                     f"the norm {'.'.join(path)} {became}, so it may have been folded across the SimAM at {site_path}; "
                     f"{ADVICE}"
                 )
-        if mended:
-            warnings.warn(
-                f"the hooks of {len(mended)} SimAM modules ({mended[0]}, ...) had been dropped from their modules, "
-                "or registered twice, and were restored",
-                stacklevel=5,  # the call of the model, past the frames of `nn.Module.__call__`, or of a function
-            )
+        _warn_of_restored(mended, stacklevel=6)  # the call of the model, past the frames of `nn.Module.__call__`
 
     def _check_rest(self, root: nn.Module, args: Any) -> None:
         """Check what is left once a part was ejected by itself; nothing is left to do once all were."""
@@ -227,11 +222,26 @@ def presences_in(model: nn.Module) -> dict[str, Presence]:
     return {path: own for path, part in model.named_modules() if (own := presence_of(part)) is not None}
 
 
+def _warn_of_restored(sites: Sequence[str], *, stacklevel: int) -> None:
+    if sites:
+        warnings.warn(
+            f"the hooks of {len(sites)} SimAM modules ({sites[0]}, ...) had been dropped from their modules, "
+            "or registered twice, and were restored",
+            stacklevel=stacklevel,
+        )
+
+
 def restore_hooks(model: nn.Module) -> None:
     """Restore hooks that a tool dropped while it kept their SimAM, as the next forward would."""
+    mended = []
     for path, own in presences_in(model).items():
-        with suppress(ModelError):  # which the next forward raises
-            own(model.get_submodule(path), ())
+        root = model.get_submodule(path)
+        for place, hook, _ in own.holders:
+            module = _module_at(root, place)
+            if module is not None and _holds(module, hook) and not hook.is_on(module):
+                with suppress(ModelError):  # which the next forward raises
+                    mended += [hook.sites[0].path] if hook.mend(module, root) else []
+    _warn_of_restored(mended, stacklevel=5)  # the caller of a public function
 
 
 def watched_in(model: nn.Module) -> int:
