@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from simam_inject.errors import FileError
-from simam_inject.persist.files import in_one_step
 
 GREY = 114
 """Colour of the borders of a letterbox in ultralytics."""
@@ -118,5 +117,7 @@ def draw_maps(rows: Sequence[tuple[Photograph, Mapping[str, Tensor]]], unit: str
             drawn = axis.imshow(shot.undo(values).numpy(), cmap="turbo", alpha=0.6, vmin=least, vmax=most)
             axis.set_title(f"{title}\n{unit} {least:.3f} to {most:.3f}", fontsize=9, parse_math=False)
             figure.colorbar(drawn, ax=axis, shrink=0.8).ax.tick_params(labelsize=7)
-    with in_one_step(path) as file:
-        figure.savefig(file, dpi=100)
+    try:
+        figure.savefig(path, dpi=100)
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path} cannot be written: {error}") from None

@@ -131,7 +131,7 @@ def coarse(pixels):
 def test_a_picture_that_cannot_be_written(tmp_path):
     pytest.importorskip("matplotlib")
     shot = photograph(picture_file(tmp_path / "a.png", 16, 16), (3, 16, 16))
-    with pytest.raises(FileError, match="cannot write"):
+    with pytest.raises(FileError, match="cannot be written"):
         draw_maps([(shot, {"a": torch.rand(2, 2)})], "gate", tmp_path / "none" / "maps.png")
 
 
