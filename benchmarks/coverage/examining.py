@@ -91,7 +91,7 @@ def _apply(name: str, model: nn.Module, declared: Inputs, small: Inputs | None, 
         passed=sum(finding.ok is True for finding in findings),
         findings=tuple(finding for finding in findings if finding.ok is not True),
         plan_seconds=round(plan_seconds, 3),
-        **_counted(planned, model),
+        **_counted(planned),
     )
 
 
@@ -106,10 +106,8 @@ def _attendable(name: str, model: nn.Module, sizes: tuple[Inputs | None, ...]) -
     return plan(model, RECIPES[name], example_inputs=given[-1].args), given[-1]
 
 
-def _counted(planned: Plan, model: nn.Module) -> dict[str, Any]:
-    modules = dict(model.named_modules())
+def _counted(planned: Plan) -> dict[str, Any]:
     by_edit = Counter(type(insertion.edit).__name__ for insertion in planned.insertions)
-    opaque = planned.anatomy.opaque
     return {
         "planned": len(planned.insertions),
         "output": by_edit["Output"],
@@ -118,7 +116,6 @@ def _counted(planned: Plan, model: nn.Module) -> dict[str, Any]:
         "inferred": sum(not insertion.axes_measured for insertion in planned.insertions),
         "notes": dict(Counter(_general(i.note) for i in planned.insertions if i.note)),
         "skipped": dict(Counter(_general(skip.reason) for skip in planned.skips if skip.hit)),
-        "opaque": {type(modules[path]).__name__: reason for path, reason in opaque.items()},
     }
 
 

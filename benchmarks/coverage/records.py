@@ -58,8 +58,6 @@ class Outcome:
     """Notes on insertions, generalised -> how often."""
     skipped: dict[str, int] = field(default_factory=dict)
     """Reason, generalised -> how often."""
-    opaque: dict[str, str] = field(default_factory=dict)
-    """Class of a block whose inside was not recorded -> reason."""
     passed: int = 0
     """Checks that passed."""
     findings: tuple[Finding, ...] = ()

@@ -134,18 +134,12 @@ def _uncovered(rows: dict[str, Row]) -> Iterator[str]:
 
 
 def _reasons(rows: dict[str, Row]) -> Iterator[str]:
-    skipped, opaque = Counter[str](), Counter[tuple[str, str]]()
-    unchecked = Counter[str]()
+    skipped, unchecked = Counter[str](), Counter[str]()
     for row in rows.values():
         for outcome in row.outcomes:
             skipped.update(outcome.skipped)
             unchecked.update(f"{f.name}: {_short(f.detail)}" for f in outcome.findings if f.ok is None)
-        opaque.update(dict.fromkeys((item for outcome in row.outcomes for item in outcome.opaque.items()), 1))
-    yield "## Blocks whose inside cannot be recorded\n\nSimAM can be applied to their outputs.\n"
-    yield "| Block class | models | reason |\n|---|---:|---|"
-    for (name, reason), count in sorted(opaque.items(), key=lambda item: (-item[1], item[0])):
-        yield f"| `{name}` | {count} | {_short(reason)} |"
-    yield "\n## Sites that were skipped\n\n| Reason | sites |\n|---|---:|"
+    yield "## Sites that were skipped\n\n| Reason | sites |\n|---|---:|"
     for reason, count in skipped.most_common():
         yield f"| {_short(reason)} | {count} |"
     yield "\n## Checks that could not be run\n\n| Check and reason | times |\n|---|---:|"

@@ -35,7 +35,7 @@ class Decoders:
     def find(self) -> set[str]:
         """Paths of decoder blocks."""
         found, calls = set[str](), self.recording.first_calls
-        if not any(map(upsamples, calls[""].steps)):
+        if not any(upsamples(step) for call in calls.values() for step in call.steps):
             return found
         for path, call in calls.items():
             for step in call.steps:

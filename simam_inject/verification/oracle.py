@@ -5,7 +5,7 @@ Of an edit it reads the kind, key, argument and holder; it uses neither the hook
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from functools import partial
@@ -111,19 +111,20 @@ def _add_hook(entry: Attended, modules: dict[str, nn.Module], alone: set[str], f
         return
 
     calls: list[tuple[Any, Any, Any]] = []
-    """Of each call that runs: the argument that its caller gave, what the module was given, and the attended entry."""
+    """Of each call that runs: the argument that its caller gave, what the module was given, and the entries of that."""
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         value = given.get(edit.argument)
         copied = given[edit.argument] = _replaced(value, edit.key, function, replace_entry)
-        calls.append((value, copied, _entry(copied, edit.key)))
+        calls.append((value, copied, entries_of(copied) or []))
         return tuple(given[place] for place in range(len(args))), {name: given[name] for name in kwargs}
 
     def after(_module: nn.Module, _args: Any, _output: Any) -> None:
-        value, copied, attended = calls.pop()
-        if copied is not value and edit.key is not None:
-            _write_back(value, copied, _entry(value, edit.key), attended)
+        value, copied, given = calls.pop()
+        before, now = ([(key, id(one)) for key, one in entries] for entries in (given, entries_of(copied) or []))
+        if edit.key is not None and copied is not value and before != now:
+            _write_back(value, copied, _entry(value, edit.key), dict(given)[edit.key])
 
     modules[edit.module].register_forward_pre_hook(before, with_kwargs=True)
     modules[edit.module].register_forward_hook(after, prepend=True)
@@ -152,12 +153,13 @@ def _write_back(value: Any, copied: Any, entry: Any, attended: Any) -> None:
 
     The caller's keeps its own entry where the copy has the attended one.
     """
-    if type(value) is list:
+    if isinstance(value, list):
         value[:] = [entry if one is attended else one for one in copied]
-    elif type(value) in (dict, OrderedDict):
-        own = {name: entry if one is attended else one for name, one in copied.items()}
-        value.clear()
-        value.update(own)
+    elif isinstance(value, dict):
+        for name in value.keys() - copied.keys():
+            del value[name]
+        for name, one in copied.items():
+            value[name] = entry if one is attended else one
 
 
 class _SiteNamer(Namer):

@@ -533,11 +533,21 @@ class TwoReaders(nn.Module):
         return self.head(maps[0]) * maps[1]
 
 
+class OwnList(list):
+    pass
+
+
+class OwnPyramid(Pyramid):
+    def forward(self, x):
+        return OwnList(super().forward(x))
+
+
 @pytest.mark.parametrize("strength", [0.0, 1.0])
 @pytest.mark.parametrize(
     ("factory", "rule"),
     [
         (TwoReaders, {"path": "neck", "before": "input"}),
+        (lambda: TwoReaders(OwnPyramid), {"path": "neck", "before": "input"}),
         (lambda: TwoReaders(neck=OverwritesOnly), {"path": "neck", "before": "input"}),
         (lambda: TwoReaders(KeptPyramid), {"path": "p:a", "after": "output"}),
     ],
@@ -577,3 +587,46 @@ def test_a_container_that_is_written_and_returned_is_attended(factory):
         plain = stock(x)
         stock.neck.register_forward_pre_hook(lambda _, args: ([attend(each) for each in args[0]],))
         assert_right(model(x), stock(x), plain)
+
+
+class Joins(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c = nn.Conv2d(8, 4, 3, padding=1)
+
+    def forward(self, maps):
+        return self.c(torch.cat(maps, 1))
+
+
+class Collector(nn.Module):
+    """Hooks add maps to a list, also while a module runs that was given this very list."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.join, self.head, self.maps = conv(3), conv(), Joins(), conv(), []
+        for module in (self.a, self.b, self.join.c):
+            module.register_forward_hook(self.keep)
+
+    def keep(self, module, args, output):
+        self.maps.append(output)
+
+    def forward(self, x):
+        self.maps.clear()
+        self.b(self.a(x))
+        self.join(self.maps)
+        return self.head(self.maps[-1])
+
+
+def test_a_list_that_grows_while_a_module_that_is_given_it_runs():
+    torch.manual_seed(4)
+    stock = Collector().double().eval()
+    model = copy.deepcopy(stock)
+    x = X.double()
+    inject(model, {"e_lambda": E_LAMBDA, "rules": [{"path": "join", "before": "input"}]}, example_inputs=x)
+    assert [site.path for site in injected(model)] == ["a", "b"]
+    with torch.no_grad():
+        first = stock.a(x)
+        maps = [first, stock.b(first)]
+        plain = stock.head(stock.join.c(torch.cat(maps, 1)))
+        expected = stock.head(stock.join.c(torch.cat([attend(one) for one in maps], 1)))
+        assert_right(model(x), expected, plain)

@@ -29,6 +29,29 @@ class Sleeve(nn.Module):
         return self.net(x - self.mean)
 
 
+class Handed(nn.Module):
+    """Runs a network that it keeps in a list, so that it has no children."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.nets = [net]
+
+    def forward(self, x):
+        return self.nets[0](x)
+
+
+class Behind(nn.Module):
+    """The forward of a network is run by a module beside it."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+        self.run = Handed(net)
+
+    def forward(self, x):
+        return self.run(x)
+
+
 class Darn(nn.Module):
     def __init__(self, width=8):
         super().__init__()
@@ -1200,6 +1223,7 @@ CASES = [
     (Basin, "paper", "{down1,down2,deep,up2,up1}.2"),
     (Basin, "unet", "up2 up1"),
     (lambda: Sleeve(Basin()), "unet", "net.up2 net.up1"),
+    (lambda: Behind(Basin()), "unet", "net.up2 net.up1"),
     (Stitch, "unet", "dec2 dec1"),
     (lambda: Sleeve(Stitch()), "unet", "net.dec2 net.dec1"),
     (lambda: Sleeve(Stitch()), "block-output", "net.{enc1,enc2,dec2,dec1}.{0,1} net.deep.0"),
