@@ -35,8 +35,6 @@ class Decoders:
     def find(self) -> set[str]:
         """Paths of decoder blocks."""
         found, calls = set[str](), self.recording.first_calls
-        if not any(upsamples(step) for call in calls.values() for step in call.steps):
-            return found
         for path, call in calls.items():
             for step in call.steps:
                 if step.kind in ("cat", "add") and step.path not in self.other_joins:

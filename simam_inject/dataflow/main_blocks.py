@@ -295,7 +295,8 @@ class MainBlocks:
         """Without the classes of several blocks that all make a result of the network, as auxiliary heads do."""
         repeated = {blocks[at] for at in self._repeated(blocks)} - self.residual
         others = {path for path in blocks if path not in repeated or not is_last_head(self.recording, path)}
-        return [path for path in blocks if type(self.recording.modules[path]) in self._classes(others)]
+        classes = self._classes(others)
+        return [path for path in blocks if type(self.recording.modules[path]) in classes]
 
     def _parts(self, path: str, classes: set[type[nn.Module]]) -> list[str]:
         """The outermost blocks of these classes inside a block, if two of them have the same class."""

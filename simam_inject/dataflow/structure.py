@@ -64,7 +64,8 @@ def find_structure(recording: Recording, sites: Mapping[str, Site]) -> Structure
     blocks = MainBlocks(recording, sites).find(found.residual)
     found.main = {path for path in blocks if not covers(found.in_gate, path)}
     other_joins = {*found.joins.values(), *found.in_gate}
-    found.decoder = Decoders(recording, found.residual, found.main, other_joins).find()
+    if any(upsamples(step) for _, step in steps):  # of a classifier, no step does
+        found.decoder = Decoders(recording, found.residual, found.main, other_joins).find()
     return found
 
 

@@ -25,7 +25,7 @@ from simam_inject.nested import tensors_of
 class Artefact:
     """An exported file, opened."""
 
-    gates: tuple[GraphSimAM, ...]
+    simams: tuple[GraphSimAM, ...]
     run: Callable[[Example], list[Tensor]]
     """Returns the output tensors for an example."""
 
@@ -122,8 +122,8 @@ def _read_program(path: Path) -> Artefact:
         program = program.run_decompositions({})  # writes them out, without the paths of modules
     graph = program.graph
     operations = {node.name: _operation_of(node) for node in graph.nodes if node.op == "call_function"}
-    gates = find_simams(operations, [node.name for node in graph.output_node().all_input_nodes])
-    return Artefact(gates, lambda example: list(tensors_of(example.run(module))))
+    simams = find_simams(operations, [node.name for node in graph.output_node().all_input_nodes])
+    return Artefact(simams, lambda example: list(tensors_of(example.run(module))))
 
 
 def _operation_of(node: fx.Node) -> GraphNode:
@@ -156,8 +156,8 @@ def _read_trace(path: Path) -> Artefact:
         kind, operands = node.kind().removeprefix("aten::"), tuple(map(_operand_of, node.inputs()))
         for name in (output.debugName() for output in node.outputs()):
             operations[name] = GraphNode(kind, operands, name.rpartition("@")[0])
-    gates = find_simams(operations, [value.debugName() for value in graph.outputs()])
-    return Artefact(gates, lambda example: list(tensors_of(example.run(module))))
+    simams = find_simams(operations, [value.debugName() for value in graph.outputs()])
+    return Artefact(simams, lambda example: list(tensors_of(example.run(module))))
 
 
 def _operand_of(value: Any) -> Value:

@@ -50,14 +50,14 @@ def find_simams(graph: Mapping[str, GraphNode], results: Iterable[Value]) -> tup
         if isinstance(name, str) and name in graph and name not in live:
             live.add(name)
             pending += graph[name].operands
-    gates = []
+    simams = []
     for name, operation in graph.items():
         if operation.kind == "sigmoid":
             module = operation.module if re.search(r"(^|\.)simam(_\w*)?$", operation.module) else ""
             e_lambda = _lambda_of(graph, operation.operands[0])
             if module or e_lambda is not None:
-                gates.append(GraphSimAM(module, e_lambda, name in live))
-    return tuple(gates)
+                simams.append(GraphSimAM(module, e_lambda, name in live))
+    return tuple(simams)
 
 
 def _lambda_of(graph: Mapping[str, GraphNode], argument: Value) -> float | None:

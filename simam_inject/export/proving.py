@@ -44,7 +44,7 @@ def check_file(
         tolerance = max((TOLERANCES[dtype] for dtype in dtypes), default=1e-4)
     with as_exported(model) as twin:
         examples = vary(twin, example, dynamic)
-        sites = count_sites(artefact.gates, expected_sites(twin, examples[0]))
+        sites = count_sites(artefact.simams, expected_sites(twin, examples[0]))
         comparisons = tuple(_compare(twin, artefact, given, tolerance) for given in examples)
     return ExportReport(path, sites, comparisons, tolerance, dynamic)
 
@@ -144,25 +144,25 @@ def expected_sites(model: nn.Module, example: Example) -> tuple[ExportedSite, ..
     )
 
 
-def count_sites(gates: tuple[GraphSimAM, ...], expected: tuple[ExportedSite, ...]) -> tuple[ExportedSite, ...]:
+def count_sites(simams: tuple[GraphSimAM, ...], expected: tuple[ExportedSite, ...]) -> tuple[ExportedSite, ...]:
     """The expected sites with how the file has each: by name, else by formula and lambda; or a `LostSiteError`."""
-    live = [gate for gate in gates if gate.is_live]
-    nameless = [gate for gate in live if gate.module not in {site.module for site in expected}]
+    live = [simam for simam in simams if simam.is_live]
+    nameless = [simam for simam in live if simam.module not in {site.module for site in expected}]
     found, lost = [], []
     for site in expected:
-        named = [gate for gate in live if gate.module == site.module]
-        for gate in named:
-            if gate.e_lambda is not None and not _has_lambda(gate, site):
+        named = [simam for simam in live if simam.module == site.module]
+        for simam in named:
+            if simam.e_lambda is not None and not _has_lambda(simam, site):
                 raise LostSiteError(
-                    f"{site.path} has lambda {gate.e_lambda:g} in the file and {site.e_lambda:g} in the model"
+                    f"{site.path} has lambda {simam.e_lambda:g} in the file and {site.e_lambda:g} in the model"
                 )
         missing = max(site.runs - len(named), 0)
-        fitting = [gate for gate in nameless if _has_lambda(gate, site)][:missing]
-        for gate in fitting:
-            nameless.remove(gate)
+        fitting = [simam for simam in nameless if _has_lambda(simam, site)][:missing]
+        for simam in fitting:
+            nameless.remove(simam)
         found.append(replace(site, found_by="structure") if fitting else site)
         if len(fitting) < missing:
-            is_unused = any(gate.module == site.module and not gate.is_live for gate in gates)
+            is_unused = any(simam.module == site.module and not simam.is_live for simam in simams)
             lost.append(f"{site.path} (computed, but its output is never used)" if is_unused else site.path)
     if lost:
         merged = ". An exporter to ONNX may merge identical computations of one value into one; a .pt2 file keeps them"
@@ -173,10 +173,10 @@ def count_sites(gates: tuple[GraphSimAM, ...], expected: tuple[ExportedSite, ...
     return tuple(found)
 
 
-def _has_lambda(gate: GraphSimAM, site: ExportedSite) -> bool:
+def _has_lambda(simam: GraphSimAM, site: ExportedSite) -> bool:
     """Within 5 %: a lambda that was folded into a float16 constant is not exact."""
     wanted = min(max(site.e_lambda, SMALLEST), LARGEST)
-    return gate.e_lambda is not None and math.isclose(gate.e_lambda, wanted, rel_tol=0.05)
+    return simam.e_lambda is not None and math.isclose(simam.e_lambda, wanted, rel_tol=0.05)
 
 
 def _compare(model: nn.Module, artefact: Artefact, example: Example, tolerance: float) -> Comparison:

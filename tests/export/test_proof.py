@@ -157,7 +157,7 @@ SQUEEZE = {
 
 
 @pytest.mark.parametrize(
-    ("graph", "gates"),
+    ("graph", "simams"),
     [
         (chain(), [(True, pytest.approx(1e-4))]),
         (chain(reads=False), [(False, pytest.approx(1e-4))]),
@@ -167,8 +167,8 @@ SQUEEZE = {
     ],
     ids=["SimAM", "read by nothing", "another constant", "another root", "squeeze and excite"],
 )
-def test_the_formula_and_no_near_miss_is_recognised_without_names(graph, gates):
-    assert [(gate.is_live, gate.e_lambda) for gate in find_simams(*graph)] == gates
+def test_the_formula_and_no_near_miss_is_recognised_without_names(graph, simams):
+    assert [(one.is_live, one.e_lambda) for one in find_simams(*graph)] == simams
 
 
 class Pair(torch.nn.Module):

@@ -88,9 +88,9 @@ def check_checkpoint(path: str | os.PathLike[str]) -> Checkup:
     file, exported, faults = path.with_suffix(".onnx"), None, _faults(record, sites, off)
     if trained and file.is_file():
         try:
-            gates = read(file).gates
-            exported = sum(gate.is_live for gate in gates)
-            count_sites(gates, tuple(site for site in fused.values() if site.runs))
+            simams = read(file).simams
+            exported = sum(simam.is_live for simam in simams)
+            count_sites(simams, tuple(site for site in fused.values() if site.runs))
         except InjectError as error:  # onnxruntime is not installed, it is not an .onnx file, or it lost a site
             faults.append(f"{file.name}: {error}")
     recipe = names_of(record) if record else ""
