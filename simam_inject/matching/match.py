@@ -120,20 +120,21 @@ def value_of(site: Site, anatomy: Anatomy) -> str:
 def _why_taken(candidate: Hit, same: Iterable[Hit]) -> tuple[str, int] | None:
     """Why a candidate gets no second SimAM: one of the hits that attend the same value is for the same reader."""
     for other in same:
-        if have_common_reader((candidate.attended, candidate.reader), (other.attended, other.reader)):
+        if have_common_reader(candidate.reader, other.reader):
             whose = f"taken by rules[{other.rule}]" if other.rule != candidate.rule else "which this rule takes"
             what = f"is the same value as {write_path(other.path)}," if other.path != candidate.path else "already"
             return f"{what} {whose}", OWNED
     return None
 
 
-def have_common_reader(*attended: tuple[Site, str | None]) -> bool:
-    """Whether one reader would get the SimAMs of both of two sites, each given with the reader of a `before` rule.
+def have_common_reader(one: str | None, other: str | None) -> bool:
+    """Whether two sites of one value are both for the same reader, given the readers of their `before` rules.
 
-    The input of a block is attended for that block alone.
+    None is for every reader. What reads inside a module gets what the module is given.
     """
-    readers = {site.scope if reader is None and site.kind == "input" else reader for site, reader in attended}
-    return None in readers or len(readers) == 1
+    if one is None or other is None:
+        return True
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def _pick(search: Search, candidates: Sequence[Hit], order: dict[str, int]) -> list[Hit]:

@@ -130,7 +130,7 @@ def _present_by_value(flow: Dataflow, present: Sequence[Insertion]) -> defaultdi
 def _why_present(hit: Hit, present: Sequence[Insertion]) -> str | None:
     """The reason of a hit whose value has SimAM already, for all readers or for the same one."""
     for one in present:
-        if hit.reader is None or not isinstance(one.edit, Input) or one.reader in (None, hit.reader):
+        if not isinstance(one.edit, Input) or have_common_reader(hit.reader, one.reader):
             wanted = f"with e_lambda {one.e_lambda:g} instead of {hit.e_lambda:g}; call eject(model) first"
             return PRESENT if one.e_lambda == hit.e_lambda else f"{PRESENT}, {wanted}"
     return None
@@ -149,7 +149,7 @@ def _why_taken(
         first, last = sorted([_when(flow, hit.path, hit.reader), _when(flow, one.path, one.reader)])
         if any(first < tick < last for tick in flow.recording.writes.get(value.storage, ())):
             return False
-        return have_common_reader((hit.attended, hit.reader), (site, one.reader))
+        return have_common_reader(hit.reader, one.reader)
 
     if there := [one for one in present if is_same(one)]:
         return _why_present(hit, there)
