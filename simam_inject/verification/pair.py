@@ -167,7 +167,7 @@ class Pair:
             return problem and f"was given another value than the original computes: {problem}"
         truth = Truth(call.attention, entry.site.e_lambda, self.oracle.spatial(entry, x.shape))
         problem = truth.why_far(self._part(entry, x), call.result)
-        if problem or call.given is None or not x.requires_grad:
+        if problem or call.given is None or not (x.requires_grad and torch.is_grad_enabled()):
             return problem
         return truth.why_gradient_far(x, call.given, call.result)
 

@@ -152,11 +152,14 @@ class _Checks:
     def _in_train_mode(self) -> list[Check]:
         bypassed, formula = "bypassed: equal to the original", "equal to the formula in train mode, gradients included"
         idle, seed = set(self.oracle.scopes), _SEED
-        while (pair := self._pair(training=True, seed=seed)) and not pair.problems and seed < _SEED + _CHANCES:
+        while (pair := self._pair(training=True, seed=seed)) and not pair.problems:
             idle &= self.oracle.changed() - pair.calls.keys()
-            if not idle:
+            if not idle or (seed == _SEED + _CHANCES and len(self.examples) == 1):
                 break
             seed += 1
+            if seed > _SEED + _CHANCES:  # the forward may compute a site for some batch sizes only
+                del self.examples[0]
+                seed = _SEED
         if pair is None:  # a detector without targets, or SimAM on an output that it has in eval mode only
             reason = f"the model does not run in train mode on this example ({self.failure})"
             if self.has_no_value:

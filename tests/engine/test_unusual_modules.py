@@ -145,6 +145,30 @@ def test_an_assignment_to_an_entry_or_attribute_cannot_be_wrapped(kind):
         plan(made(conv(), kind), rule(path="add", after="output"), example_inputs=image())
 
 
+# What the model itself is given
+
+
+class ReadsItsInputTwice(Net):
+    scale = 1.0
+
+    def forward(self, x):
+        x = x * self.scale
+        return self.last(self.middle(self.first(x))) + x
+
+
+@pytest.mark.parametrize("kind", [Net, ReadsItsInputTwice])
+def test_the_input_of_the_model(kind, tmp_path):
+    stock, x = made(conv(), kind), image()
+    model = inject(copy.deepcopy(stock), rule(path="x", after="output"), example_inputs=x)
+    save(model, tmp_path / "x.safetensors")
+    loaded = copy.deepcopy(stock)
+    load(tmp_path / "x.safetensors", loaded)
+    for ours in (model, copy.deepcopy(model), loaded):
+        for scale in (1.0, 3.0):
+            ours.scale = stock.scale = scale
+            assert_right(run(ours, x), run(stock, attend(x)), run(stock, x))
+
+
 # One value with two names
 
 

@@ -10,6 +10,7 @@ import torch
 import torch._dynamo
 from torch import nn
 from torch.nn.utils.prune import l1_unstructured
+from torch.utils.checkpoint import checkpoint
 
 from simam_inject import SimAM, api, bypass, eject, inject, injected, plan, simam, verify
 from simam_inject.editing import hooks, rewrite
@@ -278,6 +279,51 @@ def test_a_site_inside_a_forward_that_is_computed_at_some_sizes_only(is_at, size
     plain, y = model.a(x) + x, simam(model.a(x) + x)
     torch.testing.assert_close(model(x), model.b(y) * y)
     assert (model.b(y) * y - model.b(plain) * plain).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_a_site_inside_a_forward_that_is_computed_for_some_batch_sizes_only(batch):
+    class AtBatch(Block):
+        def forward(self, x):
+            y = self.a(x)
+            y = y + x if x.shape[0] == batch else y - x
+            return self.b(y) * y
+
+    x = torch.randn(batch, 4, 8, 8)
+    model = inject(AtBatch(), "after atbatch.add", example_inputs=x)
+    assert next(check for check in verify(model).checks if check.name == TRAIN).ok is True
+
+
+class Frozen(Net):
+    """A part whose forward records no gradients reads what the stem returns."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.other, self.run = Block(), run
+
+    def forward(self, x):
+        y = self.stem(x)
+        return self.block(y) + self.run(self.other, y)
+
+
+def without_gradients(part, x):
+    with torch.no_grad():
+        return part(x)
+
+
+FROZEN = {"no_grad": without_gradients, "checkpoint": partial(checkpoint, use_reentrant=True)}
+
+
+@pytest.mark.parametrize("run", FROZEN)
+@pytest.mark.parametrize("recipe", ["before block", "before block.a"])
+def test_what_a_part_without_gradients_reads(run, recipe, monkeypatch):
+    model = inject(Frozen(FROZEN[run]), recipe, example_inputs=X)
+    assert [one.edit.module.partition(".")[0] for one in injected(model)] == ["block", "other"]
+    assert verify(model).ok
+    eject(model)
+    monkeypatch.setattr(SimAM, "forward", lambda attention, x: SIMAM_FORWARD(attention, x.detach()))
+    with pytest.raises(VerificationError, match="has no gradient"):
+        inject(model, recipe, example_inputs=X)
 
 
 SABOTAGE = {
