@@ -282,6 +282,37 @@ def resume() -> dict:
     return check_pair(yolo.model(images()), yolo.model, images())
 
 
+def distill() -> dict:
+    """A student with a ramp and an injected teacher, whose strength stays; the training dies, and is resumed."""
+    from simam_inject import inject, injected
+    from simam_inject.attention import SimAM
+    from simam_inject.integrations.ultralytics import ramp
+    from simam_inject.integrations.ultralytics.checking import check_checkpoint
+
+    yolo = inject(load(FOLDER / "base.pt"), RECIPE, example_inputs=images()[:1], verify=False, strength=0.0)
+    with pytest.warns(UserWarning, match="ramp without gains"):
+        ramp(yolo, **RAMP)
+    found = {"student_model": [], "teacher_model": []}
+
+    def look(trainer) -> None:
+        for name, strengths in found.items():
+            parts = getattr(trainer.model, name).modules()
+            strengths += {round(part.strength, 6) for part in parts if isinstance(part, SimAM)}
+
+    yolo.add_callback("on_train_batch_end", look)
+    _train_one_epoch_and_die(yolo, **common("distilled", epochs=2, distill_model=str(FOLDER / "injected.pt")))
+    last = FOLDER / "runs" / "distilled" / "weights" / "last.pt"
+    assert check_checkpoint(last).faults == ()
+    again = load(last)
+    assert len(injected(again)) == COUNT
+    again.add_callback("on_train_batch_end", look)
+    again.train(resume=True)
+    assert found == {"student_model": STRENGTHS[:4], "teacher_model": [1.0] * 4}, found
+    assert {site.strength for site in injected(load(last))} == {1.0}
+    assert len(injected(load(last))) == COUNT
+    return check_pair(again.model(images()), again.model, images())
+
+
 def network() -> dict:
     """The network inside the object is injected, not the object: it is trained all the same."""
     from simam_inject import inject, injected

@@ -9,7 +9,7 @@ import pytest
 import ultralytics
 from ultralytics.engine import trainer
 from ultralytics.nn import tasks
-from ultralytics.utils import dist
+from ultralytics.utils import DEFAULT_CFG_DICT, dist
 
 from tests.yolo.conftest import ROOT
 
@@ -50,6 +50,11 @@ def test_fused_and_exported_forms_compute_what_the_unfused_network_does(workshop
 def test_a_training_that_died_is_resumed_with_its_sites_and_its_ramp(workshop):
     workshop.run("interrupt")
     workshop.run("resume")
+
+
+@pytest.mark.skipif("distill_model" not in DEFAULT_CFG_DICT, reason="distillation came after ultralytics 8.4.0")
+def test_a_distillation_that_died_is_resumed_and_leaves_its_teacher_alone(workshop):
+    workshop.run("distill")
 
 
 def test_the_network_inside_a_yolo_object_may_be_injected(workshop):

@@ -19,7 +19,7 @@ from simam_inject.errors import InjectError, shortened
 from simam_inject.export.formats import read
 from simam_inject.export.proving import count_sites, expected_sites
 from simam_inject.export.report import ExportedSite
-from simam_inject.integrations.ultralytics.record import names_of, recorded
+from simam_inject.integrations.ultralytics.record import names_of, network_in, recorded
 from simam_inject.persist.record import Record
 from simam_inject.planning.insertions import Insertion
 from simam_inject.zoo.yolo import read_yolo
@@ -65,7 +65,7 @@ class Checkup:
 def check_checkpoint(path: str | os.PathLike[str]) -> Checkup:
     """Look into a checkpoint and the .onnx file of the same name beside it. Changes neither."""
     path = Path(path)
-    network: Any = read_yolo(path).model.float().eval()
+    network: Any = network_in(read_yolo(path).model).float().eval()
     record, example = recorded(network), example_of(network)
     planned = {site.module: site for site in record.sites} if record else {}
     trained, fused = (

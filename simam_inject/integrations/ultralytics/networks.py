@@ -29,7 +29,7 @@ from simam_inject.editing.attach import attended_in
 from simam_inject.editing.hooks import hooks_on
 from simam_inject.editing.presence import Presence, presences_in
 from simam_inject.editing.rewrite import RewrittenMethod
-from simam_inject.integrations.ultralytics.record import erase, lost_sites, read, recorded
+from simam_inject.integrations.ultralytics.record import erase, lost_sites, network_in, read, recorded
 from simam_inject.persist.record import Record
 from simam_inject.persist.watching import warn_of_lost
 
@@ -108,7 +108,7 @@ def _forget_deleted_branches(root: nn.Module, presence: Presence) -> None:
 
 def _read_checkpoint(original: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     checkpoint, file = original(*args, **kwargs)
-    network = (checkpoint.get("ema") or checkpoint.get("model")) if isinstance(checkpoint, dict) else None
+    network = network_in((checkpoint.get("ema") or checkpoint.get("model")) if isinstance(checkpoint, dict) else None)
     record = recorded(network)
     if isinstance(network, nn.Module) and record and (lost := lost_sites(network, record)):
         warnings.warn(f"SimAM lost: {file} {lost}; inject(YOLO(...), recipe) restores them", stacklevel=4)

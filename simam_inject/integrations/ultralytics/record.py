@@ -68,9 +68,20 @@ def erase(network: Any) -> None:
         network.yaml = {key: value for key, value in network.yaml.items() if key not in (KEY, RAMP)}
 
 
-def networks_in(model: nn.Module) -> list[Any]:
-    """Every network that may be the injected one: it may be wrapped (DDP, compile), or a student beside its teacher."""
-    return [part for part in model.modules() if isinstance(vars(part).get("yaml"), Mapping)]
+def network_in(model: Any) -> Any:
+    """The network of a trainer's model, which may be wrapped (DDP, compile); not the teacher of a distillation."""
+    networks = _networks_in(model)
+    return getattr(networks[0], "student_model", next(filter(recorded, networks), networks[0]))
+
+
+def outermost(model: Any) -> Any:
+    """The network, or the distillation around it, whose yaml builds the network when a training is resumed."""
+    return _networks_in(model)[0]
+
+
+def _networks_in(model: Any) -> list[Any]:
+    parts = model.modules() if isinstance(model, nn.Module) else ()
+    return [part for part in parts if isinstance(vars(part).get("yaml"), Mapping)] or [model]
 
 
 def lost_sites(network: nn.Module, record: Record) -> str:

@@ -30,7 +30,8 @@ from simam_inject.integrations.ultralytics.record import (
     check_applied,
     lost_sites,
     names_of,
-    networks_in,
+    network_in,
+    outermost,
     recorded,
     write,
 )
@@ -90,7 +91,7 @@ class EpochRamp:
         """Set the strength after the batches so far, in whatever is trained and saved."""
         epoch = trainer.epoch + self.batch / len(trainer.train_loader)
         for model in trained_models(trainer).values():
-            for module in model.modules():
+            for module in network_in(model).modules():
                 if isinstance(module, SimAM):
                     module.strength = ramped(self.start, epoch / self.epochs)
 
@@ -98,9 +99,10 @@ class EpochRamp:
         """Set the strength after all batches, and write it and the ramp into the yaml of what is saved then."""
         self._set_strength(trainer)
         for model in trained_models(trainer).values():
-            for network in filter(recorded, networks_in(model)):
-                write(network)
-                network.yaml[RAMP] = {"epochs": self.epochs, "start": self.start}
+            network = network_in(model)
+            write(network)
+            network.yaml[RAMP] = {"epochs": self.epochs, "start": self.start}
+            outermost(model).yaml = network.yaml
 
 
 def trained_models(trainer: Any) -> dict[str, nn.Module]:
@@ -121,11 +123,10 @@ class Tripwire:
     def on_pretrain_routine_end(self, trainer: Any) -> None:
         """Check the trainer's model, and the EMA, which alone is validated and saved; say that SimAM is live."""
         for name, model in trained_models(trainer).items():
-            lost = [lost_sites(network, self.record) for network in networks_in(model) or [model]]
-            if all(lost):
+            if lost := lost_sites(network_in(model), self.record):
                 advice = "get_model of a trainer of your own has to build the network from its cfg"
-                raise VerificationError(f"SimAM lost: the trainer's {name} {lost[0]}; {advice}")
-        strengths = sorted({entry.insertion.strength for entry in attended_in(trainer.model)})
+                raise VerificationError(f"SimAM lost: the trainer's {name} {lost}; {advice}")
+        strengths = sorted({entry.insertion.strength for entry in attended_in(network_in(trainer.model))})
         if RANK in (-1, 0) and strengths:
             shown = " to ".join(f"{strength:g}" for strength in dict.fromkeys((strengths[0], strengths[-1])))
             LOGGER.info(f"SimAM: {len(self.record.sites)} sites live, strength {shown}, recipe {names_of(self.record)}")
@@ -133,12 +134,13 @@ class Tripwire:
 
 def _check_trainable(model: Any, *, resumed: bool) -> None:
     """Refuse a training whose network would not have the SimAM of this model."""
-    network, before = model.model, recorded(model.model)
+    network = network_in(model.model)
+    before = recorded(network)
     check_applied(network)
     attentions, file = [entry.attention for entry in attended_in(network)], vars(model).get("cfg")
     if resumed and model.ckpt_path and RAMP not in vars(model):
         saved = tasks.torch_safe_load(model.ckpt_path)[0]
-        there = attended_in(saved.get("ema") or saved["model"])
+        there = attended_in(network_in(saved.get("ema") or saved["model"]))
         if [entry.insertion for entry in there] != [entry.insertion for entry in attended_in(network)]:
             advice = "save the model and train that file, or resume without the change"
             raise ModelError(f"SimAM in this model is not as in {model.ckpt_path}, which would be resumed: {advice}")
@@ -157,11 +159,12 @@ def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: An
         return original(model, *args, **kwargs)
     resumed = bool(kwargs.get("resume", model.overrides.get("resume")))
     _check_trainable(model, resumed=resumed)
-    if not (recorded(model.model) or any(attended_in(model.model))):
+    network = network_in(model.model)
+    if not (recorded(network) or any(attended_in(network))):
         return original(model, *args, **kwargs)
-    tripwire, given = Tripwire(write(model.model)), vars(model).pop(RAMP, None)
-    parts = [tripwire, given or _recorded_ramp(model.model, resumed=resumed)]
-    if parts[1] is None and {entry.insertion.strength for entry in attended_in(model.model)} == {0.0}:
+    tripwire, given = Tripwire(write(network)), vars(model).pop(RAMP, None)
+    parts = [tripwire, given or _recorded_ramp(network, resumed=resumed)]
+    if parts[1] is None and {entry.insertion.strength for entry in attended_in(network)} == {0.0}:
         advice = "call ramp(model) or set_strength(model, 1.0) before, unless a callback raises it"
         warnings.warn(f"every SimAM has strength 0 and this training has no ramp: {advice}", stacklevel=3)
     before, switch = model.callbacks, {"model": model.model}
@@ -177,14 +180,14 @@ def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: An
     try:
         result = original(model, *args, **kwargs)
     except BaseException:
-        if given is not None and any(entry.insertion.strength < 1 for entry in attended_in(model.model)):
+        if given is not None and any(entry.insertion.strength < 1 for entry in attended_in(network_in(model.model))):
             vars(model)[RAMP] = given  # for the next training: this one failed or was interrupted
         raise
     finally:
         model.callbacks = before
         if model.ckpt is switch:  # stopped before the end, which loads best.pt
             model.ckpt = {}
-    least = min((entry.insertion.strength for entry in attended_in(model.model)), default=1.0)
+    least = min((entry.insertion.strength for entry in attended_in(network_in(model.model))), default=1.0)
     if parts[1] is not None and least < 1:
         warnings.warn(
             f"SimAM has strength {least:g} after this training, which ended, or has its best epoch, within the ramp: "
