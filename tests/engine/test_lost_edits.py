@@ -5,6 +5,7 @@ Modules that are handed on, wrapped or moved are in `test_moved_modules`.
 
 import copy
 import functools
+import importlib
 import pickle
 import types
 import warnings
@@ -484,6 +485,35 @@ def test_a_method_that_is_edited_in_place_raises_and_new_defaults_are_used():
     with pytest.raises(InjectError, match="forward is not available"):
         verify(model)
     assert same_bits(run(eject(model)), run(stock))
+
+
+SOURCE = """from tests.engine.networks import Op
+
+class Own(Op):
+    def forward(self, x):
+        y = self.c(x) * 2
+        return self.d(y) + y
+"""
+
+
+def test_a_file_that_is_loaded_again_with_its_lines_moved(tmp_path, monkeypatch):
+    """IPython's `%autoreload` gives the classes of a file their new methods."""
+    file = tmp_path / "lines_moved.py"
+    file.write_text(SOURCE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module("lines_moved")
+    kind, stock = module.Own, with_statistics(module.Own())
+    model = inject(copy.deepcopy(stock), recipe("mul"), example_inputs=image())
+    once = run(model)
+    assert distance(once, run(stock)) > 0.01
+    for text in (f"import torch\n\n{SOURCE}", SOURCE.replace("* 2", "* 3")):
+        file.write_text(text)
+        importlib.invalidate_caches()
+        kind.forward = importlib.reload(module).Own.forward
+        if text.endswith(SOURCE):
+            assert same_bits(run(model), once)
+    with pytest.raises(InjectError, match="forward was replaced after SimAM"):
+        run(model)
 
 
 def test_equal_code_of_another_file_is_the_same_method():

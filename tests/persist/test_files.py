@@ -244,6 +244,15 @@ def test_another_version_of_a_forward_that_holds_simam_is_refused(tmp_path, refu
     refused(load, r"Mixed.mix differs from the version", file, mixed(1))
 
 
+def test_a_place_where_the_forward_has_no_expression_is_refused(tmp_path, refused):
+    file = save(inject(mixed(0), INSIDE, example_inputs=EXAMPLE, verify=False), tmp_path / "x.safetensors")
+    line, column, *_ = read(file).sites[0].expression.span
+    before, after = (f'span\\":[{line},{start},'.encode() for start in (column, column ^ 1))
+    assert before in file.read_bytes()
+    file.write_bytes(file.read_bytes().replace(before, after))
+    refused(load, r"Mixed.mix has no expression at", file, mixed(1))
+
+
 def test_a_failure_while_copying_takes_everything_back(file):
     other = net(1)
     before = state(other)
