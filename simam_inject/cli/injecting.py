@@ -134,9 +134,7 @@ def _write(built: ZooModel, path: Path, *, dynamic: bool) -> tuple[str, dict[str
         from simam_inject.export import export
 
         done = export(built.model, path, example_inputs=built.example_inputs, dynamic=dynamic)
-        distance = f"its output differs by {done.difference:.1e} from eager mode"
-        facts = {"live": done.live, "difference": done.difference, "form": done.form}
-        return f"wrote {path}, which has {plural(done.live, 'live site')}; {distance} ({done.form})", facts
+        return f"wrote {done}", {"live": done.live, "difference": done.difference, "form": done.form}
     if path.suffix == ".safetensors":
         from simam_inject.persist import save
 

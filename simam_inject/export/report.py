@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from simam_inject.errors import InjectError, VerificationError
+from simam_inject.errors import InjectError, VerificationError, plural
 
 
 class ExportError(InjectError):
@@ -79,3 +79,7 @@ class ExportReport:
     def live(self) -> int:
         """How many sites are in the graph."""
         return sum(site.found_by != "idle" for site in self.sites)
+
+    def __str__(self) -> str:
+        distance = f"its output differs by {self.difference:.1e} from eager mode"
+        return f"{self.path}, which has {plural(self.live, 'live site')}; {distance} ({self.form})"
