@@ -77,7 +77,8 @@ def make_plan(options: RecipeOptions, step: Step, strength: float = 1.0) -> tupl
     Raises:
         NoMatchError: the recipe has no effect.
     """
-    may_have_sites = options.weights is not None or options.model.endswith(".pt") or not library_of(options)
+    file = Path(options.model.removeprefix("ultralytics:"))  # a model file may have a section `simam`
+    may_have_sites = options.weights is not None or file.suffix == ".pt" or file.is_file() or not library_of(options)
     recipe = None if may_have_sites and not selectors(options) else compose_recipe(options)  # before it takes seconds
     built = prepare(options, step)
     from simam_inject import api

@@ -209,6 +209,7 @@ print("heavy:", [name for name in ("torch", "numpy", "timm", "ultralytics") if n
 """
 MISTAKES = [
     ("resnet50", "no site given: use --after BLOCK"),
+    ("yolov8n.yaml", "no site given: use --after BLOCK"),
     ("resnet50 --recipe papr", "did you mean 'paper'"),
     ("resnet50 --recipe nope.yaml", "cannot read nope.yaml"),
     ("resnet50 --recipe list.yaml", "list"),

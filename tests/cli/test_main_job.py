@@ -156,6 +156,26 @@ def test_a_recipe_of_optional_rules_that_takes_nothing_says_why(options, run, fo
     assert run("explain", NET, "--recipe", "mine.yaml", *SMALL).exit_code == 1
 
 
+MODEL_FILE = """
+nc: 3
+backbone: [[-1, 1, Conv, [16, 3, 2]], [-1, 1, C2f, [32, True]]]
+head: [[[1], 1, Detect, [nc]]]
+"""
+
+
+@pytest.mark.parametrize("name", ["mine.yaml", "ultralytics:mine.yml"])
+def test_a_section_of_a_model_file_needs_no_recipe(name, run, folder):
+    pytest.importorskip("ultralytics")
+    file = folder / name.removeprefix("ultralytics:")
+    file.write_text(f"{MODEL_FILE}simam: after c2f")
+    assert "0 sites planned with e_lambda 0.0001, 1 already there" in run(name, "--dry-run").stdout
+    assert "[SimAM]" in run("explain", name).stdout
+    file.write_text(f"{MODEL_FILE}simam: yolo-nek")
+    assert "did you mean 'yolo-neck'?" in run(name).stderr
+    file.write_text(MODEL_FILE)
+    assert "no site given" in run(name).stderr
+
+
 def test_an_integer_lambda_warns_in_one_line(run):
     with pytest.warns(UserWarning, match="probably a channel count"):
         run(NET, "--after", "block", "--e-lambda", "64", "--dry-run", *SMALL)
