@@ -31,7 +31,7 @@ def compare(options: CompareOptions, step: Step) -> Outcome:
     """Train MODEL plain, with SimAM and with other attention modules, from the same weights, and test the differences.
     A classifier is trained on FOLDER/train/CLASS and FOLDER/val/CLASS (or FOLDER/CLASS, which is split); a YOLO by
     ultralytics' own trainer. The study can be stopped at any time; the same command continues it, here or on another
-    machine.
+    machine. Exits with 1 if no run succeeded.
     """
     library = library_of(options)
     if library != "ultralytics" and not Path(options.data).is_dir():  # ultralytics finds data sets by name, too
@@ -68,7 +68,8 @@ def compare(options: CompareOptions, step: Step) -> Outcome:
             f"{len(found.cells)} of {found.total} runs are done; the same command continues the study; add "
             "--retry-stale to repeat the runs of workers that died on other machines"
         )
-    return Outcome([found.to_markdown()])
+    none_succeeded = bool(found.cells) and all(cell.value is None for cell in found.cells)
+    return Outcome([found.to_markdown()], ok=not none_succeeded)
 
 
 def report(options: StudyOptions, _step: Step) -> Outcome:

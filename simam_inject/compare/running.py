@@ -233,7 +233,7 @@ def run_cell(
             update_bn(copies, model, _device_of(model))
         order = seed + AGAIN_OFFSET if variant.name == AGAIN else seed
         seed_everything(order)
-        value = float(train(model, order, report))
+        value = _number(train(model, order, report))
         if not math.isfinite(value):
             value, error = None, f"diverged: the training function returned {value}"
         costs = _measure_costs(model, example)
@@ -251,6 +251,13 @@ def run_cell(
         costs=costs,
         seconds=round(time.perf_counter() - started, 3),
     )
+
+
+def _number(returned: Any) -> float:
+    try:
+        return float(returned)
+    except TypeError:
+        raise CompareError(f"train returned {a_type(returned)}; it must return a number") from None
 
 
 def _hash_weights(model: nn.Module) -> str:

@@ -157,7 +157,7 @@ def fail(how):
         ("raise", "RuntimeError: loss is inf at step 3"),
         (math.nan, "diverged: the training function returned nan"),
         (math.inf, "diverged: the training function returned inf"),
-        (None, "TypeError: float"),
+        (None, "train returned a NoneType; it must return a number"),
     ],
 )
 def test_a_run_that_goes_wrong_is_a_result(how, error):
@@ -182,6 +182,8 @@ def test_a_first_run_that_fails_is_a_result_and_gives_one_warning():
         found = compare(make_model, [RECIPE], lambda model, seed, report: None, seeds=2)
     assert len(caught) == 1
     assert [cell.value for cell in found.cells] == [None] * 6
+    assert found.answer == "No run succeeded, so there is no result."
+    assert re.search("6 of 6 runs failed.* not repeat.* another study file or name", found.to_markdown())
 
 
 def test_a_metric_of_the_wrong_sign_is_reported_at_once_and_in_the_report():

@@ -124,6 +124,7 @@ def test_the_same_study_gives_the_same_file(page):
 def test_an_error_message_cannot_write_html():
     broken = Cell("se", "paper", 11, None, error="ValueError: <script>alert(1)</script>")
     page = replace(study(), cells=(*cells(10), broken)).to_html()
+    assert "1 of 51 runs failed. They are results" in page
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
 

@@ -244,6 +244,23 @@ def test_the_command_from_end_to_end(command, tmp_path):
     assert "| plain again |" in (tmp_path / "r.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.filterwarnings("ignore:the first run failed")
+def test_failed_runs_are_kept_and_the_report_says_so(command, images):
+    (images / "bad.py").write_text(
+        "from torch import nn\n"
+        "class Bad(nn.Sequential):\n"
+        "    def forward(self, x):\n"
+        "        assert not self.training\n"
+        "        return super().forward(x)\n"
+        "def net(num_classes=2):\n"
+        "    body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+        "    return Bad(body, nn.Linear(8, num_classes))\n"
+    )
+    for _ in range(2):
+        done = command(model=f"{images}/bad.py:net")
+        assert (done.exit_code, "3 of 3 runs failed" in done.stdout) == (1, True), done.output
+
+
 def test_a_worker_that_prints_much_is_not_blocked(command, tmp_path, monkeypatch):
     worker, done = tmp_path / "python", tmp_path / "done"
     worker.write_text(f"#!/bin/sh\nhead -c 200000 /dev/zero >&2\ntouch {done}\nexit 3\n")
