@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
@@ -139,6 +140,20 @@ def test_a_file_that_is_no_export(suffix, tmp_path):
     path.write_bytes(b"PK\x03\x04 not an export at all")
     with pytest.raises(ExportError, match="cannot be opened"):
         prove(path, attended(), example_inputs=image())
+
+
+def test_what_onnx_runtime_opens_is_opened_and_no_half_of_it(tmp_path):
+    model, path = attended(), tmp_path / "net.onnx"
+    export(model, path, example_inputs=image())
+    moved = onnx.load(path)
+    nodes = [*moved.graph.node]
+    del moved.graph.node[:]
+    moved.graph.node.extend(reversed(nodes))  # a conversion to float16 leaves casts behind their readers
+    onnx.save(moved, path)
+    assert prove(path, model, example_inputs=image()).live == 2
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ExportError, match="cannot be opened"):
+        prove(path, model, example_inputs=image())
 
 
 def test_a_file_that_is_not_there(tmp_path):
