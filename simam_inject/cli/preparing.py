@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,6 +83,7 @@ def make_plan(options: RecipeOptions, step: Step, strength: float = 1.0) -> tupl
     recipe = None if may_have_sites and not selectors(options) else compose_recipe(options)  # before it takes seconds
     built = prepare(options, step)
     from simam_inject import api
+    from simam_inject.recipe import load_recipe
 
     step("planning")
     inputs = built.example_inputs
@@ -92,6 +94,12 @@ def make_plan(options: RecipeOptions, step: Step, strength: float = 1.0) -> tupl
             plan = api.plan_present(built.model, own, inputs)
         else:
             plan = api.make_plan(built.model, recipe, inputs, strength, exclude=("--exclude", options.exclude))
+    except NoMatchError as error:
+        if len(parts := selectors(options)) < 2 or "rules[" not in str(error):
+            raise
+        starts = accumulate((len(load_recipe(part).rules) for part in parts), initial=0)
+        firsts = ", ".join(f"rules[{start}] is the first of {part}" for part, start in zip(parts, starts, strict=False))
+        raise NoMatchError(f"{error}\nrules are numbered over all recipes: {firsts}") from None
     except ModelError as error:
         if options.input_size is None or len(options.input_size) != 2:
             raise

@@ -129,9 +129,10 @@ def _hint_module(rule: Rule, anatomy: Anatomy) -> str:
             place = "output" if rule.position == "after" else "input"
         for path in paths:
             if _matches_any(path, anatomy.site_by_path):
-                written = repr(path) if path[0] in "*[{" else path
+                quoted = path if re.fullmatch(r"[A-Za-z_][\w.*]*", path) else repr(path)
+                written = f"rules: [{{path: {quoted}, {rule.position}: {place}}}]"
                 what = "matches paths" if Glob(path).is_wild else "is a module path"
-                return f" {path!r} {what}: write path: {written}, {rule.position}: {place}."
+                return f" {path!r} {what}: write a recipe (a YAML file, or a dict) with {written}."
     return ""
 
 
