@@ -48,8 +48,11 @@ def check_module(model: object) -> nn.Module:
     return model
 
 
-def check_injectable(thing: object) -> None:
+def check_injectable(thing: object, first: str = "inject") -> None:
     """Raise an error for a model that cannot be injected.
+
+    Args:
+        first: what to do before the model is wrapped, for the message.
 
     Raises:
         ModelError: not a module; wrapped in DDP, FSDP or torch.compile, or sharded; scripted; with a `__call__` that
@@ -59,7 +62,7 @@ def check_injectable(thing: object) -> None:
     names = {base.__name__ for base in type(model).__mro__ if base.__module__.startswith("torch.")}
     for name, label in _WRAPPERS.items():
         if name in names:
-            raise ModelError(f"this model is already wrapped ({label}): inject first, then wrap the same model")
+            raise ModelError(f"this model is already wrapped ({label}): {first} first, then wrap the same model")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
             "this model is a torch.jit.ScriptModule, whose code is compiled: inject the Python model, then "

@@ -103,8 +103,9 @@ def make_plan(options: RecipeOptions, step: Step, strength: float = 1.0) -> tupl
     except ModelError as error:
         if options.input_size is None or len(options.input_size) != 2:
             raise
-        size = "x".join(map(str, options.input_size))
-        advice = f"--input-size {size} is channels x length; an image is channels x height x width: 3x{size}"
+        one, two = options.input_size
+        image = f"{one}x{two}x{two}" if one in (1, 3) else f"3x{one}x{two}"
+        advice = f"--input-size {one}x{two} is channels x length; an image is channels x height x width: {image}"
         raise ModelError(f"{error}\n{advice}") from None
     if not plan.insertions and not plan.is_done:
         raise NoMatchError(plan.why_no_effect())

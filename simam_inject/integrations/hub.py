@@ -104,7 +104,8 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, architecture: str, 
         stock = build(architecture, num_classes=num_classes).model
     if any((found := differences(state_of(network), state_of(network_of(stock)))).values()):
         wrong = f"{architecture} is built with other tensors than those of the model (num_classes={num_classes})"
-        raise ModelError(f"{wrong}:\n{listed(found)}")
+        advice = "if the model has another number of classes than the default, give it as num_classes=N"
+        raise ModelError(f"{wrong}; {advice}:\n{listed(found)}")
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -160,7 +160,7 @@ def with_sites(model: nn.Module, record: Record) -> Iterator[None]:
     network = network_of(unwrapped(model))
     is_new = bool(record.sites) and not any(attended_in(network))
     if is_new:
-        check_injectable(network_of(model))
+        check_injectable(network_of(model), "load the file")
     elif others := record.differences(network):
         raise FileError(
             "the model has other SimAM sites than the file; remove them with simam_inject.eject(model):\n"

@@ -127,6 +127,7 @@ def test_a_map_of_one_pixel_is_skipped_with_its_reason(run, folder):
         ((NET, "--after", "block.ouput"), 1, "did you mean 'output'?"),
         ((NET, "--before", "block.residul"), 1, "did you mean 'residual'?"),
         ((NET, "--after", "block", "--input-size", "32x32"), 2, "channels x height x width: 3x32x32"),
+        ((NET, "--after", "block", "--input-size", "3x32"), 2, "channels x height x width: 3x32x32"),
         (("nets.py:Broken", "--after", "block"), 2, "the user's own mistake"),
         (("nets.py:make_wrapped", "--after", "block"), 2, "DataParallel"),
         (("nets.py:make_compiled", "--after", "block"), 2, "torch.compile"),

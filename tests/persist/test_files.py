@@ -187,7 +187,7 @@ def test_wrappers_are_looked_through(model, wrap, tmp_path):
     other = inject(net(1), RECIPE, example_inputs=EXAMPLE, verify=False)
     load(file, wrap(other))
     assert torch.equal(other(X), model(X))
-    with pytest.raises(FileError, match="inject first"):
+    with pytest.raises(FileError, match="load the file first, then wrap"):
         load(file, wrap(net(1)))
 
 
