@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+import yaml
 from pydantic import ConfigDict, Field, model_validator
 
 from simam_inject.errors import RecipeError, describe, did_you_mean
@@ -67,6 +68,17 @@ class Recipe(RecipeModel):
             return {**data, "extends": None}
         e_lambda = base.e_lambda if data.get("e_lambda") is None else data["e_lambda"]
         return {**data, "e_lambda": e_lambda, "extends": None, "rules": (*own, *base.rules)}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_selectors(cls, data: Any) -> Any:
+        """Refuse a selector in the place of a rule, with the rule to write: a selector is a whole recipe."""
+        rules = data.get("rules") if isinstance(data, Mapping) else None
+        for index, rule in enumerate(rules if isinstance(rules, list | tuple) else ()):
+            if isinstance(rule, str) and _SELECTOR.fullmatch(rule):
+                written = yaml.safe_dump(load_recipe(rule).rules[0].to_dict(), default_flow_style=True, sort_keys=False)
+                raise RecipeError(f"rules[{index}]: found {describe(rule)}, a selector; write {written.strip()}")
+        return data
 
     @model_validator(mode="after")
     def _check_rules(self) -> Self:

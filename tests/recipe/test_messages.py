@@ -21,6 +21,8 @@ MESSAGES = [
     ("{rules: 3}", "rules", ["found 3", "list"]),
     ("{rules: {block: A}}", "rules", ["found a mapping", "list"]),
     ("{rules: [3]}", "rules[0]", ["found 3", "structure, block, pattern, path, exclude, after, before, where, pick"]),
+    ("{rules: [{block: A, after: b}, after b.conv2]}", "rules[1]", ["'after b.conv2'", "{block: b, after: conv2}"]),
+    ("{extends: paper, rules: [before b]}", "rules[0]", ["write {block: b, before: input}"]),
     ("{version: 2, rules: [{block: A, after: b}]}", "version", ["found 2", "1"]),
     ("{name: 3, rules: [{block: A, after: b}]}", "name", ["found 3", "string"]),
     ("{rule: [], e_lambda: 0.1}", "rule", ["unknown key", "mean 'rules'?"]),
