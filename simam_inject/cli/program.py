@@ -94,7 +94,14 @@ class ModelGroup(TyperGroup):
         if is_command:
             args = [word, *args[:start], *args[start + 1 :]]
         ctx.meta[self] = ctx.allow_interspersed_args = not is_command
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:  # for an option of other commands, name these
+            option = getattr(error, "option_name", None)
+            homes = [name for name, one in self.commands.items() if any(option in param.opts for param in one.params)]
+            if homes:
+                vars(error)["possibilities"] = [f"{ctx.command_path} {name} {option}" for name in homes]
+            raise
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """A word after the model is no command: say what it may be instead, or that the first word is no model."""

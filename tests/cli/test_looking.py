@@ -229,6 +229,8 @@ MISTAKES = [
     ("report resnet50 --after block --html page.txt", "must end in .html"),
     ("compare report study --html page.txt", "must end in .html"),
     ("resnet50 --aftre block", "Usage: simam-inject [OPTIONS] {MODEL}"),
+    ("resnet50 --html x.html", "No such option: --html (Possible options: simam-inject report --html)"),
+    ("compare resnet50 --html x", "No such option: --html (Possible options: simam-inject compare report --html)"),
     ("compare resnet50", "Usage: simam-inject compare [OPTIONS] {MODEL}"),
     ("resnet50 --after block --output x.pkl", "must end in .safetensors"),
     ("resnet50 --after block --output nowhere/x.safetensors", "no such folder: 'nowhere'"),
