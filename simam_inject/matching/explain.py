@@ -129,10 +129,9 @@ def _hint_module(rule: Rule, anatomy: Anatomy) -> str:
             place = "output" if rule.position == "after" else "input"
         for path in paths:
             if _matches_any(path, anatomy.site_by_path):
-                quoted = path if re.fullmatch(r"[A-Za-z_][\w.*]*", path) else repr(path)
-                written = f"rules: [{{path: {quoted}, {rule.position}: {place}}}]"
+                written = repr(path) if path[0] in "*[{" else path
                 what = "matches paths" if Glob(path).is_wild else "is a module path"
-                return f" {path!r} {what}: write a recipe (a YAML file, or a dict) with {written}."
+                return f" {path!r} {what}: write path: {written}, {rule.position}: {place} in a rule of a recipe file."
     return ""
 
 

@@ -121,7 +121,7 @@ def test_a_map_of_one_pixel_is_skipped_with_its_reason(run, folder):
         ((NET, "--after", "block", "--exclude", "blocs.1"), 1, "--exclude: 'blocs.1' matches nothing"),
         ((NET, "--recipe", "typo.yaml"), 1, "rules[0].exclude: 'blocs.1' matches nothing"),
         ((NET, "--recipe", "paper", "--recipe", "typo.yaml"), 1, "rules[1] is the first of typo.yaml"),
-        ((NET, "--after", "blocks.1.conv2"), 1, "with rules: [{path: blocks.1.conv2, after: output}]"),
+        ((NET, "--after", "blocks.1.conv2"), 1, "write path: blocks.1.conv2, after: output in a rule of a recipe file"),
         ((NET, "--recipe", "mobile", "--exclude", "conv2"), 1, "Did you mean '*.conv2'?"),
         ((NET, "--after", "block.conv9"), 1, "conv9"),
         ((NET, "--after", "block.ouput"), 1, "did you mean 'output'?"),
