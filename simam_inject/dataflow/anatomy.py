@@ -55,8 +55,8 @@ class Site:
     operands: tuple[str, ...] = ()
     """Paths of the tensor values it reads, as named inside `scope`."""
     reads: tuple[str, ...] = ()
-    """Paths of the operations whose results it reads, followed across block borders and operations that pass
-    their input on: never a `block` or `input`."""
+    """Paths of the operations whose results it reads, or is given, followed across block borders and operations that
+    pass their input on: never a `block` or `input`."""
     readers: tuple[str, ...] = ()
     """Paths of the operations that read its value, across block borders."""
     joins: str | None = None

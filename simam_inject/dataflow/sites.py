@@ -129,6 +129,8 @@ class Surveyor:
         if call is not None and call.is_scope:  # what is written in place before the block returns it is another value
             writes, returned = self.base.writes, [one for _, one in step.values]
             read = [one for one in returned if not any(one.made < t < call.end for t in writes.get(one.storage, ()))]
+        if whole.kind == "input":
+            read = [value]
         if step.varies:
             facts["reduction"] = None
         return Site(

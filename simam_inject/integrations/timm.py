@@ -133,6 +133,8 @@ def run_script(arguments: list[str]) -> None:
         if separator:
             try:
                 names.append(register(architecture, shipped.get(recipe, recipe)))
+                if not names[-1].endswith(recipe):
+                    errors.append(ModelError(f"no model of timm is called {word}; write {names.pop()}"))
             except InjectError as error:  # or not a model: a folder of results is named after it, too
                 errors += [error] if timm.is_model(architecture) else []
     if errors and not names:

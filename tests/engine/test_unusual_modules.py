@@ -12,6 +12,7 @@ from simam_inject import InjectError, inject, injected, plan
 from simam_inject.errors import NoMatchError
 from simam_inject.persist import load, save
 from tests.engine.blocks import run
+from tests.engine.networks import resnet18
 from tests.engine.targets import assert_like_hooks, conv, image, rule
 from tests.oracle import E_LAMBDA, assert_right, attend, same_bits
 
@@ -216,6 +217,44 @@ def test_one_value_is_attended_once_by_the_first_rule(one, other, module, is_rev
     assert [each.path for each in found.insertions] == [one]
     assert all("taken by rules[0]" in skip.reason for skip in found.skips if skip.path == other), found.skips
     assert_like_hooks(inject(copy.deepcopy(stock), rules, example_inputs=image()), stock, [module])
+
+
+class Residual(nn.Module):
+    def __init__(self, drop):
+        super().__init__()
+        self.conv, self.drop = conv(), drop
+
+    def forward(self, x):
+        return self.drop(self.conv(x)) + x
+
+
+DROPS = {"identity": nn.Identity(), "dropout": nn.Dropout(0.1), "sequential": nn.Sequential()}
+
+
+@pytest.mark.parametrize("is_reversed", [False, True])
+@pytest.mark.parametrize("drop", DROPS)
+def test_what_a_dropout_alone_reads_is_one_value_with_its_result(drop, is_reversed):
+    stock = made(Residual(DROPS[drop]))
+    rules = [{"path": "middle.conv", "after": "output"}, {"block": "residual", "before": "residual"}]
+    rules[1 - is_reversed]["optional"] = True
+    recipe = {"e_lambda": E_LAMBDA, "rules": rules[::-1] if is_reversed else rules}
+    found = plan(stock, recipe, example_inputs=image())
+    assert len(found.insertions) == 1
+    assert "taken by rules[0]" in " ".join(skip.reason for skip in found.skips)
+    assert_like_hooks(inject(copy.deepcopy(stock), recipe, example_inputs=image()), stock, ["middle.conv"])
+
+
+RESNET = [
+    ([{"block": "basicblock", "after": "relu[*]"}, {"path": "layer4.1.conv1", "before": "input", "optional": True}], 8),
+    ([{"path": "layer4.0", "after": "output"}, {"block": "basicblock", "before": "conv1", "pick": "last"}], 2),
+    ([{"block": "sequential", "before": "input", "pick": {"last": 2}}], 2),
+]
+
+
+@pytest.mark.parametrize(("rules", "count"), RESNET)
+def test_names_of_one_map_across_blocks_are_counted_once(rules, count):
+    found = plan(resnet18(), {"rules": rules}, example_inputs=torch.rand(1, 3, 64, 64))
+    assert len(found.insertions) == count, found
 
 
 class Reads(nn.Module):
