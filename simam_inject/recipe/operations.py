@@ -29,14 +29,14 @@ MAX_LINKS = 16
 _SIGNS: dict[str, Callable[[int, int], bool]] = {
     ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt,
 }  # fmt: skip
-_TEST = r"\s*(?:(?:>=|<=|>|<)\s*[0-9]{1,10}|(?:=|==|!=)?\s*[0-9]{1,10}(?:x[0-9]{1,10}){0,2})\s*"
+_TEST = r"\s*(?:(?:>=|<=|>|<|=|==|!=)?\s*(?:-1|[0-9]{1,10})|(?:=|==|!=)?\s*[0-9]{1,10}(?:x[0-9]{1,10}){1,2})\s*"
 _NUMBER = "a whole number from 0, a comparison such as '>=64' or '>=8, <=32', a size such as '1x7' or '!=1x7'"
 _LINK = re.compile(r"(?P<name>[^\[\]\s]+)\s*(?:\[(?P<facts>[^\[\]]*)\])?")
 _FACT = re.compile(r"\s*(?P<key>[A-Za-z_]+)\s*(?P<bounds>(?:>=|<=|!=|==|>|<|=)\s*[A-Za-z0-9]+)\s*")
 _SHORT = {"k": "kernel", "s": "stride", "d": "dilation", "g": "groups"}
 
 Fact = int | tuple[int, ...]
-_Number = Annotated[int, Field(strict=True, ge=0, lt=2**31)] | Annotated[str, Field(pattern=f"^{_TEST}(,{_TEST})*$")]
+_Number = Annotated[int, Field(strict=True, ge=-1, lt=2**31)] | Annotated[str, Field(pattern=f"^{_TEST}(,{_TEST})*$")]
 _NUMBERS = one_or_many("Numbers", Annotated[_Number, allow(f"{_NUMBER}, or a list of these")], 64)
 _GROUP = Annotated[Literal["depthwise"] | _Number, allow(f"{_NUMBER}, depthwise, or a list of these")]
 _KNOWN = {"anyOf": [{"enum": sorted(FAMILIES.keys() | KINDS)}, {}]}  # an editor completes these and takes others
@@ -62,7 +62,7 @@ def is_met(condition: Numbers, fact: Fact, *, depthwise: bool = False) -> bool:
 
 
 def _holds(test: str, fact: Fact) -> bool:
-    sign, size = re.findall(r"([<>=!]*)\s*([0-9x]+)", test)[0]
+    sign, size = re.findall(r"([<>=!]*)\s*(-?[0-9x]+)", test)[0]
     facts = fact if isinstance(fact, tuple) else (fact,)
     wanted = tuple(map(int, size.split("x")))
     wanted = wanted * len(facts) if len(wanted) == 1 else wanted
