@@ -111,7 +111,7 @@ class ModelGroup(TyperGroup):
 
         model, word, program = ctx.params["model"], args[0], ctx.command_path
         answer = f"{program} {model} takes no further word, but found {word!r}; use --recipe NAME or --after BLOCK"
-        if word in self.commands:
+        if word in self.commands and any(param.name == "model" for param in self.commands[word].params):
             answer = f"the command comes before the model: {program} {word} {model}"
         elif word in shipped_recipes():
             answer = f"a recipe is an option: {program} {model} --recipe {word}"

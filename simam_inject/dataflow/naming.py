@@ -196,7 +196,7 @@ class Namer(TorchFunctionMode):
             parent = self.frame
             frame = self.frame = Frame(path, module, parent, parent is None or has_children(module))
             if frame.is_scope:
-                frame.taken = frozenset([*module._modules, *_parameters(type(module).forward)])
+                frame.taken = frozenset([*module._modules, *parameters_of(type(module).forward)])
             self.calls[path] += 1
             self.first_calls.setdefault(path, frame)
             arguments: Arguments = []
@@ -245,7 +245,7 @@ class Namer(TorchFunctionMode):
 
 def _name_argument(frame: Frame, key: Key) -> str:
     """Path of an argument of a call, by its position or keyword."""
-    names = _parameters(type(frame.module).forward) or ("args",)
+    names = parameters_of(type(frame.module).forward) or ("args",)
     name = key if isinstance(key, str) else names[min(key, len(names) - 1)]
     return frame.next_path(name + "_input" * (name in frame.module._modules))
 
@@ -256,7 +256,7 @@ def arguments_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Te
 
 
 @lru_cache(maxsize=1024)
-def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
+def parameters_of(forward: Callable[..., Any]) -> tuple[str, ...]:
     """Parameters of a forward, without `self`."""
     try:
         return tuple(inspect.signature(forward).parameters)[1:]

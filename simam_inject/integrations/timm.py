@@ -127,7 +127,7 @@ def run_script(arguments: list[str]) -> None:
     if not arguments:
         raise SystemExit("usage: python -m simam_inject.integrations.timm SCRIPT.py [its arguments]")
     shipped = {_word(name): name for name in shipped_recipes()}
-    names, errors = [], []
+    names, errors = [], list[InjectError]()
     for word in arguments[1:]:
         architecture, separator, recipe = word.rpartition("=")[2].partition(".")[0].rpartition(SEPARATOR)
         if separator:

@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from simam_inject.dataflow.anatomy import Anatomy, Site
-from simam_inject.kinds import NOT_OPERATIONS, TRANSPARENT
+from simam_inject.kinds import NOT_OPERATIONS
 from simam_inject.matching.explain import explain_no_candidate
 from simam_inject.matching.hits import Hit, Matches, Skip
 from simam_inject.matching.search import Search, check_facts, search_model, write_fact, write_path, write_paths
@@ -109,16 +109,11 @@ def _why_filtered(search: Search, candidate: Hit) -> tuple[str, int] | None:
 
 
 def value_of(site: Site, anatomy: Anatomy) -> str:
-    """Path of the operation that computes a value: also of what a block is given or returns, and of what a dropout or
-    Identity returns that alone reads it.
-    """
-    while len(site.reads) == 1 and site.obstacle is None:
+    """Path of the operation that computes the output or input of a block; the site's own path for any other value."""
+    if site.kind in NOT_OPERATIONS and len(site.reads) == 1 and site.obstacle is None:
         origin = anatomy.site_by_path.get(site.reads[0])
-        if origin is None or origin.shape != site.shape:
-            break
-        if site.kind not in NOT_OPERATIONS and (site.kind not in TRANSPARENT or origin.readers != (site.path,)):
-            break
-        site = origin
+        if origin is not None and origin.shape == site.shape:
+            return origin.path
     return site.path
 
 

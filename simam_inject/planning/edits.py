@@ -225,7 +225,7 @@ def _input(flow: Dataflow, site: Site, value: Value, reader: Frame | None) -> In
     reason = ""
     own = site.scope if site.kind == "input" else None
     for frame, name, keys in sorted(value.arguments, key=lambda entry: (entry[0].path != own, entry[0].start)):
-        if value.made >= frame.start or not _reads_alone(flow, value, frame, reader):
+        if not frame.path or value.made >= frame.start or not _reads_alone(flow, value, frame, reader):
             continue
         problem = _why_no_input(flow, site, value, frame, keys)
         if problem is None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from simam_inject.dataflow.anatomy import Site
 from simam_inject.dataflow.sites import Dataflow
+from simam_inject.dataflow.values import Value
 from simam_inject.errors import NoMatchError, plural
 from simam_inject.matching.explain import unmatched_exclude, unmatched_message
 from simam_inject.matching.hits import Hit, Matches, Skip
@@ -131,6 +132,8 @@ def _why_present(hit: Hit, present: Sequence[Insertion]) -> str | None:
     """The reason of a hit whose value has SimAM already, for all readers or for the same one."""
     for one in present:
         if not isinstance(one.edit, Input) or have_common_reader(hit.reader, one.reader):
+            if isinstance(one.edit, Input) and one.reader and not f"{hit.reader}.".startswith(f"{one.reader}."):
+                return f"{one.reader} reads it and has SimAM, other readers have none; call eject(model) first"
             wanted = f"with e_lambda {one.e_lambda:g} instead of {hit.e_lambda:g}; call eject(model) first"
             return PRESENT if one.e_lambda == hit.e_lambda else f"{PRESENT}, {wanted}"
     return None
@@ -144,17 +147,27 @@ def _why_taken(
 
     def is_same(one: Insertion) -> bool:
         site = flow.anatomy.site_by_path.get(one.path)
-        if one.edit == edit or site is None or value is None or value is not flow.recording.value(one.path):
+        other = flow.recording.value(one.path)
+        if one.edit == edit or site is None or not (_is_passed_on(value, other) or _is_passed_on(other, value)):
             return one.edit == edit
         first, last = sorted([_when(flow, hit.path, hit.reader), _when(flow, one.path, one.reader)])
-        if any(first < tick < last for tick in flow.recording.writes.get(value.storage, ())):
+        writes = flow.recording.writes.get(value.storage, ()) if value is not None and value is other else ()
+        if any(first < tick < last for tick in writes):
             return False
         return have_common_reader(hit.reader, one.reader)
 
     if there := [one for one in present if is_same(one)]:
-        return _why_present(hit, there)
+        return _why_present(hit, there) or PRESENT
     other = next((one for one in planned if is_same(one)), None)
     return None if other is None else f"is the same value as {other.path or '(model)'}, taken by rules[{other.rule}]"
+
+
+def _is_passed_on(value: Value | None, result: Value | None) -> bool:
+    """The result is the value, or what dropouts and the like make of it that alone read it."""
+    passed = [] if result is None else result.passed_from()
+    return value in passed and all(
+        len({read.path for read in one.readings}) == 1 for one in passed[1 : passed.index(value) + 1]
+    )
 
 
 def _when(flow: Dataflow, path: str, reader: str | None) -> int:

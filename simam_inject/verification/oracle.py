@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simam_inject.dataflow.naming import Namer
+from simam_inject.dataflow.naming import Namer, parameters_of
 from simam_inject.dataflow.values import Frame
 from simam_inject.editing.attach import Attended
 from simam_inject.nested import Key, entries_of, replace_entry, write_entry
@@ -26,13 +26,13 @@ _Function = Callable[[Tensor], Tensor]
 class Oracle:
     """Where the original network computes what the SimAMs of a model attend; sites are named by `Insertion.module`."""
 
-    def __init__(self, sites: list[Attended]) -> None:
+    def __init__(self, sites: list[Attended], model: nn.Module) -> None:
         self.sites = sites
         self.shapes: dict[str, torch.Size] = {}
         """Of the value at each site, in the first forward that reached it."""
         self.ran: set[str] = set()
         """Paths of the modules that the first forward ran."""
-        scopes = {entry.site.module: _scope(entry) for entry in sites}
+        scopes = {entry.site.module: _scope(entry, model) for entry in sites}
         self.scopes = {site: scope for site, scope in scopes.items() if scope is not None}
         """Path of the module whose forward computes the value, for sites that are found by a name inside it."""
         self.names: list[dict[str, dict[str, int]]] = []
@@ -86,13 +86,15 @@ class Oracle:
         return tuple(dim for dim in dims if dim != channel)
 
 
-def _scope(entry: Attended) -> str | None:
+def _scope(entry: Attended, model: nn.Module) -> str | None:
     """Path of the module that computes a value inside; None if it is found by the module that returns or reads it."""
-    edit, scope = entry.site.edit, entry.site.path.rpartition(".")[0]
+    edit, (scope, _, name) = entry.site.edit, entry.site.path.rpartition(".")
     if isinstance(edit, Rewritten):
         return edit.module
-    is_inside = isinstance(edit, Input) and entry.site.position == "after" and edit.module != scope
-    return scope if is_inside else None  # `scope.x` is what the holder itself is given
+    if not isinstance(edit, Input) or entry.site.position == "before" or edit.module == scope:
+        return None
+    is_given = name.partition(":")[0] in parameters_of(type(model.get_submodule(scope)).forward)  # `scope.x`
+    return None if is_given else scope
 
 
 def _add_hook(entry: Attended, modules: dict[str, nn.Module], alone: set[str], function: _Function) -> None:

@@ -75,7 +75,7 @@ def check_model(
 class _Checks:
     def __init__(self, model: nn.Module, sites: list[Attended], example: Example) -> None:
         self.model, self.sites, self.example = model, sites, example
-        self.oracle = Oracle(sites)
+        self.oracle = Oracle(sites, model)
         is_large = sum(tensor.numel() for tensor in example.tensors) > _LARGE
         sizes = [*map(example.shrunk, _SMALL), None if is_large else example.with_size()]
         same = [example, example.with_batch(1)] if is_large else [example.with_batch(1), example]
@@ -152,14 +152,16 @@ class _Checks:
     def _in_train_mode(self) -> list[Check]:
         bypassed, formula = "bypassed: equal to the original", "equal to the formula in train mode, gradients included"
         idle, seed = set(self.oracle.scopes), _SEED
-        while (pair := self._pair(training=True, seed=seed)) and not pair.problems:
+        while (pair := self._pair(training=True, seed=seed)) and not pair.problems and seed < _SEED + _CHANCES:
             idle &= self.oracle.changed() - pair.calls.keys()
-            if not idle or (seed == _SEED + _CHANCES and len(self.examples) == 1):
+            if not idle:
                 break
             seed += 1
-            if seed > _SEED + _CHANCES:  # the forward may compute a site for some batch sizes only
-                del self.examples[0]
-                seed = _SEED
+        if pair is not None and idle and not pair.problems:  # the forward may compute a site for this batch size only
+            self.examples = [(self.example, _OWN_SIZE)]
+            if exact := self._pair(training=True):
+                pair = exact
+                idle &= self.oracle.changed() - pair.calls.keys()
         if pair is None:  # a detector without targets, or SimAM on an output that it has in eval mode only
             reason = f"the model does not run in train mode on this example ({self.failure})"
             if self.has_no_value:

@@ -149,25 +149,19 @@ def test_an_assignment_to_an_entry_or_attribute_cannot_be_wrapped(kind):
 # What the model itself is given
 
 
-class ReadsItsInputTwice(Net):
-    scale = 1.0
-
-    def forward(self, x):
-        x = x * self.scale
-        return self.last(self.middle(self.first(x))) + x
+class First(nn.Sequential):
+    def __init__(self, middle):
+        super().__init__(conv(), middle)
 
 
-@pytest.mark.parametrize("kind", [Net, ReadsItsInputTwice])
-def test_the_input_of_the_model(kind, tmp_path):
+@pytest.mark.parametrize(("kind", "path"), [(Net, "x"), (First, "input")])
+def test_the_input_of_the_model_where_one_module_reads_it(kind, path, tmp_path):
     stock, x = made(conv(), kind), image()
-    model = inject(copy.deepcopy(stock), rule(path="x", after="output"), example_inputs=x)
+    model = inject(copy.deepcopy(stock), rule(path=path, after="output"), example_inputs=x)
     save(model, tmp_path / "x.safetensors")
-    loaded = copy.deepcopy(stock)
-    load(tmp_path / "x.safetensors", loaded)
+    loaded = load(tmp_path / "x.safetensors", copy.deepcopy(stock))
     for ours in (model, copy.deepcopy(model), loaded):
-        for scale in (1.0, 3.0):
-            ours.scale = stock.scale = scale
-            assert_right(run(ours, x), run(stock, attend(x)), run(stock, x))
+        assert_right(run(ours, x), run(stock, attend(x)), run(stock, x))
 
 
 # One value with two names
@@ -274,6 +268,12 @@ class BothRead(Net):
     def forward(self, x):
         y = self.first(x)
         return self.last(self.middle(y) + self.other(y))
+
+
+def test_a_second_injection_says_that_a_part_has_simam():
+    model = inject(made(Reads(), BothRead), rule(path="middle", before="input"), example_inputs=image())
+    with pytest.raises(NoMatchError, match="middle reads it and has SimAM, other readers have none; call eject"):
+        inject(model, rule(path="first", after="output"), example_inputs=image())
 
 
 READERS = [

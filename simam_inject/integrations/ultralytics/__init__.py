@@ -39,7 +39,7 @@ from simam_inject.dataflow.example import declared_size
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import ModelError
 from simam_inject.integrations.ultralytics import networks as networks
-from simam_inject.integrations.ultralytics.record import check_applied, erase, network_in, write
+from simam_inject.integrations.ultralytics.record import check_applied, erase, write
 from simam_inject.integrations.ultralytics.training import ramp
 
 __all__ = ["ramp"]
@@ -52,15 +52,11 @@ class UltralyticsAdapter(Adapter):
     """The sites are recorded in the network's yaml, and `predict` copies the network again when it has changed."""
 
     def network(self, model: nn.Module) -> nn.Module:
-        """The network inside a `YOLO` object, also in an unfinished distillation; a network itself.
-
-        Raises:
-            ModelError: it holds an exported file instead.
-        """
+        """The network inside a `YOLO` object, which may hold an exported file instead; a network itself."""
         inner = model.model if isinstance(model, Model) else model
         if not isinstance(inner, nn.Module):
             raise ModelError(f"this {type(model).__name__} holds {inner!r}, not a network; load its .pt or .yaml file")
-        return network_in(inner) if isinstance(model, Model) else inner
+        return inner
 
     def check(self, network: nn.Module) -> None:
         """Refuse a network whose yaml has a recipe that was not applied; see `check_applied`."""

@@ -49,23 +49,26 @@ def check_applied(network: nn.Module) -> None:
         )
 
 
-def write(network: Any) -> Record:
+def write(model: Any) -> Record:
     """Record what is in a network now, and the recorded sites of branches that `fuse()` removed; return the record.
 
     The yaml is replaced by another dict, since several networks of a trainer may have the same one.
     """
+    network = network_in(model)
     now, before, modules = Record.of(network), recorded(network), dict(network.named_modules())
     gone = [site for site in before.sites if site.edit.module not in modules] if before else []
     record = now.model_copy(update={"sites": [*now.sites, *gone]})
     if (table := record.model_dump(mode="json")) != network.yaml.get(KEY):
         network.yaml = {**network.yaml, KEY: table}
+    outermost(model).yaml = network.yaml
     return record
 
 
-def erase(network: Any) -> None:
+def erase(model: Any) -> None:
     """Take the record out again."""
-    if isinstance(getattr(network, "yaml", None), Mapping):
-        network.yaml = {key: value for key, value in network.yaml.items() if key not in (KEY, RAMP)}
+    for part in (network_in(model), outermost(model)):
+        if isinstance(getattr(part, "yaml", None), Mapping):
+            part.yaml = {key: value for key, value in part.yaml.items() if key not in (KEY, RAMP)}
 
 
 def network_in(model: Any) -> Any:

@@ -31,7 +31,6 @@ from simam_inject.integrations.ultralytics.record import (
     lost_sites,
     names_of,
     network_in,
-    outermost,
     recorded,
     write,
 )
@@ -99,10 +98,8 @@ class EpochRamp:
         """Set the strength after all batches, and write it and the ramp into the yaml of what is saved then."""
         self._set_strength(trainer)
         for model in trained_models(trainer).values():
-            network = network_in(model)
-            write(network)
-            network.yaml[RAMP] = {"epochs": self.epochs, "start": self.start}
-            outermost(model).yaml = network.yaml
+            write(model)
+            network_in(model).yaml[RAMP] = {"epochs": self.epochs, "start": self.start}  # the one of the whole, too
 
 
 def trained_models(trainer: Any) -> dict[str, nn.Module]:
@@ -162,7 +159,7 @@ def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: An
     network = network_in(model.model)
     if not (recorded(network) or any(attended_in(network))):
         return original(model, *args, **kwargs)
-    tripwire, given = Tripwire(write(network)), vars(model).pop(RAMP, None)
+    tripwire, given = Tripwire(write(model.model)), vars(model).pop(RAMP, None)
     parts = [tripwire, given or _recorded_ramp(network, resumed=resumed)]
     if parts[1] is None and {entry.insertion.strength for entry in attended_in(network)} == {0.0}:
         advice = "call ramp(model) or set_strength(model, 1.0) before, unless a callback raises it"
