@@ -294,6 +294,19 @@ def test_a_site_inside_a_forward_that_is_computed_for_some_batch_sizes_only(batc
     assert next(check for check in verify(model).checks if check.name == TRAIN).ok is True
 
 
+def test_a_site_that_train_mode_never_computes_where_it_does_not_run_at_the_size_of_the_example():
+    class Limited(Block):
+        def forward(self, x):
+            y = self.a(x)
+            if self.training and x.shape[-1] > 64:
+                raise ValueError("too large")
+            y = y * 2.0 if self.training else y + x
+            return self.b(y) * y
+
+    with pytest.raises(VerificationError, match="add never ran: in train mode"):
+        inject(Limited(), "after limited.add", example_inputs=torch.rand(2, 4, 96, 96))
+
+
 class Frozen(Net):
     """A part whose forward records no gradients reads what the stem returns."""
 

@@ -284,7 +284,7 @@ def resume() -> dict:
 
 def distill() -> dict:
     """A student with a ramp and an injected teacher, whose strength stays; the training dies, and is resumed."""
-    from simam_inject import inject, injected
+    from simam_inject import eject, inject, injected
     from simam_inject.attention import SimAM
     from simam_inject.integrations.ultralytics import ramp
     from simam_inject.integrations.ultralytics.checking import check_checkpoint
@@ -305,6 +305,8 @@ def distill() -> dict:
     assert check_checkpoint(last).faults == ()
     again = load(last)
     assert len(injected(again)) == COUNT
+    ejected = eject(load(last))
+    assert "simam" not in ejected.model.yaml, "another training would build it with SimAM"
     again.add_callback("on_train_batch_end", look)
     again.train(resume=True)
     assert found == {"student_model": STRENGTHS[:4], "teacher_model": [1.0] * 4}, found
