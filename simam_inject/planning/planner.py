@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache, partial
 
 from simam_inject.dataflow.anatomy import Site
 from simam_inject.dataflow.sites import Dataflow
@@ -36,6 +37,7 @@ def decide(recipe: Recipe, flow: Dataflow, matches: Matches, present: Sequence[I
     there = _present_by_value(flow, present)
     together = _calls_of_one_module(flow, matches.hits)
     names = {one.module for one in present}
+    source_of = cache(partial(_source, flow))
     for hit in sorted(matches.hits, key=lambda hit: hit.rule):  # a value belongs to the first rule that matches it
         site = flow.anatomy.site_by_path[hit.path]
         module = together.get(hit.path)
@@ -47,7 +49,7 @@ def decide(recipe: Recipe, flow: Dataflow, matches: Matches, present: Sequence[I
             resolved = resolve(flow, site, hit.reader)
             if isinstance(resolved, str):
                 reason = f"SimAM cannot be applied: {resolved}"
-            elif (reason := _why_taken(flow, hit, resolved.edit, present, insertions)) is None:
+            elif (reason := _why_taken(flow, hit, resolved.edit, source_of, present, insertions)) is None:
                 insertions.append(_insertion(flow, site, hit, resolved, names))
         if reason in (None, PRESENT) or module is not None:
             fulfilled.add(hit.rule)
@@ -132,7 +134,7 @@ def _why_present(hit: Hit, present: Sequence[Insertion]) -> str | None:
     """The reason of a hit whose value has SimAM already, for all readers or for the same one."""
     for one in present:
         if not isinstance(one.edit, Input) or have_common_reader(hit.reader, one.reader):
-            if isinstance(one.edit, Input) and one.reader and not f"{hit.reader}.".startswith(f"{one.reader}."):
+            if isinstance(one.edit, Input) and one.reader and not f"{hit.reader or ''}.".startswith(f"{one.reader}."):
                 return f"{one.reader} reads it and has SimAM, other readers have none; call eject(model) first"
             wanted = f"with e_lambda {one.e_lambda:g} instead of {hit.e_lambda:g}; call eject(model) first"
             return PRESENT if one.e_lambda == hit.e_lambda else f"{PRESENT}, {wanted}"
@@ -140,18 +142,21 @@ def _why_present(hit: Hit, present: Sequence[Insertion]) -> str | None:
 
 
 def _why_taken(
-    flow: Dataflow, hit: Hit, edit: Edit, present: Sequence[Insertion], planned: Sequence[Insertion]
+    flow: Dataflow,
+    hit: Hit,
+    edit: Edit,
+    source_of: Callable[[str], Value | None],
+    present: Sequence[Insertion],
+    planned: Sequence[Insertion],
 ) -> str | None:
     """The reason of a hit that has the tensor of another one: an identity makes it the value of two sites."""
-    value = flow.recording.value(hit.path)
+    value, source = flow.recording.value(hit.path), source_of(hit.path)
 
     def is_same(one: Insertion) -> bool:
-        site = flow.anatomy.site_by_path.get(one.path)
-        other = flow.recording.value(one.path)
-        if one.edit == edit or site is None or not (_is_passed_on(value, other) or _is_passed_on(other, value)):
+        if one.edit == edit or value is None or source is not source_of(one.path):
             return one.edit == edit
         first, last = sorted([_when(flow, hit.path, hit.reader), _when(flow, one.path, one.reader)])
-        writes = flow.recording.writes.get(value.storage, ()) if value is not None and value is other else ()
+        writes = flow.recording.writes.get(value.storage, ()) if value is flow.recording.value(one.path) else ()
         if any(first < tick < last for tick in writes):
             return False
         return have_common_reader(hit.reader, one.reader)
@@ -162,12 +167,14 @@ def _why_taken(
     return None if other is None else f"is the same value as {other.path or '(model)'}, taken by rules[{other.rule}]"
 
 
-def _is_passed_on(value: Value | None, result: Value | None) -> bool:
-    """The result is the value, or what dropouts and the like make of it that alone read it."""
-    passed = [] if result is None else result.passed_from()
-    return value in passed and all(
-        len({read.path for read in one.readings}) == 1 for one in passed[1 : passed.index(value) + 1]
-    )
+def _source(flow: Dataflow, path: str) -> Value | None:
+    """The value at a path, or what it is made of by dropouts and the like that alone read it."""
+    value = flow.recording.value(path)
+    for one in [] if value is None else value.passed_from()[1:]:
+        if len({read.path for read in one.readings}) != 1:
+            break
+        value = one
+    return value
 
 
 def _when(flow: Dataflow, path: str, reader: str | None) -> int:

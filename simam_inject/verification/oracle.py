@@ -32,7 +32,8 @@ class Oracle:
         """Of the value at each site, in the first forward that reached it."""
         self.ran: set[str] = set()
         """Paths of the modules that the first forward ran."""
-        scopes = {entry.site.module: _scope(entry, model) for entry in sites}
+        modules = dict(model.named_modules(remove_duplicate=False))
+        scopes = {entry.site.module: _scope(entry, modules) for entry in sites}
         self.scopes = {site: scope for site, scope in scopes.items() if scope is not None}
         """Path of the module whose forward computes the value, for sites that are found by a name inside it."""
         self.names: list[dict[str, dict[str, int]]] = []
@@ -86,14 +87,15 @@ class Oracle:
         return tuple(dim for dim in dims if dim != channel)
 
 
-def _scope(entry: Attended, model: nn.Module) -> str | None:
+def _scope(entry: Attended, modules: dict[str, nn.Module]) -> str | None:
     """Path of the module that computes a value inside; None if it is found by the module that returns or reads it."""
     edit, (scope, _, name) = entry.site.edit, entry.site.path.rpartition(".")
     if isinstance(edit, Rewritten):
         return edit.module
     if not isinstance(edit, Input) or entry.site.position == "before" or edit.module == scope:
         return None
-    is_given = name.partition(":")[0] in parameters_of(type(model.get_submodule(scope)).forward)  # `scope.x`
+    owner = type(modules.get(scope))
+    is_given = issubclass(owner, nn.Module) and name.partition(":")[0] in parameters_of(owner.forward)  # `scope.x`
     return None if is_given else scope
 
 
