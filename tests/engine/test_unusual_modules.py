@@ -5,7 +5,6 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812 - as everybody writes it
 from torch import fx, nn
 
 from simam_inject import InjectError, inject, injected, plan
@@ -110,17 +109,17 @@ def test_a_forward_without_signature(place, expected):
     assert_like_hooks(model, stock, [expected])
 
 
-class Inner(nn.Module):
+class Reads(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv = conv()
 
     def forward(self, x):
-        return F.relu(self.conv(x))
+        return torch.relu(self.conv(x))
 
 
 def test_the_output_of_a_graph_module_is_attended_where_it_is_read():
-    stock = made(fx.symbolic_trace(Inner()))
+    stock = made(fx.symbolic_trace(Reads()))
     model = inject(copy.deepcopy(stock), rule(path="middle", after="output"), example_inputs=image())
     assert injected(model)[0].edit.kind == "rewritten", "a hook on a GraphModule is lost in its copies"
     assert_like_hooks(copy.deepcopy(model), stock, ["middle"])
@@ -249,15 +248,6 @@ RESNET = [
 def test_names_of_one_map_across_blocks_are_counted_once(rules, count):
     found = plan(resnet18(), {"rules": rules}, example_inputs=torch.rand(1, 3, 64, 64))
     assert len(found.insertions) == count, found
-
-
-class Reads(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = conv()
-
-    def forward(self, x):
-        return torch.relu(self.conv(x))
 
 
 class BothRead(Net):
