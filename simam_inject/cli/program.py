@@ -98,13 +98,13 @@ class ModelGroup(TyperGroup):
             return super().parse_args(ctx, args)
         except Exception as error:  # for an option of other commands, name these
             option = getattr(error, "option_name", None)
-            homes = [name for name, one in self.commands.items() if any(option in param.opts for param in one.params)]
-            if homes:
-                vars(error)["possibilities"] = [f"{ctx.command_path} {name} {option}" for name in homes]
+            owners = [name for name, one in self.commands.items() if any(option in param.opts for param in one.params)]
+            if owners:
+                vars(error)["possibilities"] = [f"{ctx.command_path} {name} {option}" for name in owners]
             raise
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """A word after the model is no command: say what it may be instead, or that the first word is no model."""
+        """A word after the model is not a command: say what it may be instead, or that the first word is not a model."""
         if not ctx.params.get("model"):  # also None, where a shell asks for completions
             return super().resolve_command(ctx, args)
         from simam_inject.recipe import shipped_recipes
