@@ -104,7 +104,7 @@ class ModelGroup(TyperGroup):
             raise
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """A word after the model is not a command: say what it may be instead, or that the first word is not a model."""
+        """A word after the model is not a command: say what it may be, or that the first word is not a model."""
         if not ctx.params.get("model"):  # also None, where a shell asks for completions
             return super().resolve_command(ctx, args)
         from simam_inject.recipe import shipped_recipes
