@@ -1,4 +1,4 @@
-"""Modules with an attribute of the name that a SimAM gets, a forward of C code, a result of a class of its own."""
+"""Unusual names, forwards and results of modules, and one feature map that rules find under several names."""
 
 import contextlib
 import copy
@@ -237,17 +237,24 @@ def test_what_a_dropout_alone_reads_is_one_value_with_its_result(drop, is_revers
     assert_like_hooks(inject(copy.deepcopy(stock), recipe, example_inputs=image()), stock, ["middle.conv"])
 
 
+FIRST_RELUS = [f"layer{stage}.{block}.relu" for stage in (1, 2, 3, 4) for block in (0, 1)]
 RESNET = [
-    ([{"block": "basicblock", "after": "relu[*]"}, {"path": "layer4.1.conv1", "before": "input", "optional": True}], 8),
-    ([{"path": "layer4.0", "after": "output"}, {"block": "basicblock", "before": "conv1", "pick": "last"}], 2),
-    ([{"block": "sequential", "before": "input", "pick": {"last": 2}}], 2),
+    (
+        [{"block": "basicblock", "after": "relu[*]"}, {"path": "layer4.1.conv1", "before": "input", "optional": True}],
+        [(path, None) for path in FIRST_RELUS],
+    ),
+    (
+        [{"path": "layer4.0", "after": "output"}, {"block": "basicblock", "before": "conv1", "pick": "last"}],
+        [("layer4.0.x", "layer4.0.conv1"), ("layer4.0", None)],
+    ),
+    ([{"block": "sequential", "before": "input", "pick": {"last": 2}}], [("layer2", "layer3"), ("layer3", "layer4")]),
 ]
 
 
-@pytest.mark.parametrize(("rules", "count"), RESNET)
-def test_names_of_one_map_across_blocks_are_counted_once(rules, count):
+@pytest.mark.parametrize(("rules", "places"), RESNET)
+def test_names_of_one_map_across_blocks_are_counted_once(rules, places):
     found = plan(resnet18(), {"rules": rules}, example_inputs=torch.rand(1, 3, 64, 64))
-    assert len(found.insertions) == count, found
+    assert [(one.path, one.reader) for one in found.insertions] == places
 
 
 class BothRead(Net):
@@ -293,6 +300,8 @@ def test_no_reader_gets_a_map_that_was_attended_twice(one, other, places, is_twi
     run(model, x)
     plain = run(stock.first, x)
     attended = attend(plain)
+    assert len(given) == 2
+    assert any(not same_bits(found, plain) for found in given.values())
     for name, found in given.items():
         is_attended = (found - attended).abs().max() < 1e-9
         assert is_attended or same_bits(found, plain), f"{name} gets a map that was attended twice"

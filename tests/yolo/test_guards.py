@@ -372,6 +372,12 @@ def test_the_tripwire_looks_at_model_and_ema_through_wrappers(yolo):
         tripwire(Trainer(yolo.model, stock))
 
 
+def test_a_record_is_not_written_to_the_teacher_beside_a_student(yolo):
+    teacher = eject(copy.deepcopy(yolo.model))
+    training.write(nn.ModuleList([teacher, yolo.model]))
+    assert (read(teacher), len(read(yolo.model).sites)) == (None, 8)
+
+
 def test_a_checkpoint_with_a_record_and_without_its_sites_warns_on_load(tmp_path, yolo):
     file = str(tmp_path / "lost.pt")
     table = yolo.model.yaml

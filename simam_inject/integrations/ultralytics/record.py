@@ -54,19 +54,20 @@ def write(model: Any) -> Record:
 
     The yaml is replaced by another dict, since several networks of a trainer may have the same one.
     """
-    network = network_in(model)
+    network, *around = _carriers(model)
     now, before, modules = Record.of(network), recorded(network), dict(network.named_modules())
     gone = [site for site in before.sites if site.edit.module not in modules] if before else []
     record = now.model_copy(update={"sites": [*now.sites, *gone]})
     if (table := record.model_dump(mode="json")) != network.yaml.get(KEY):
         network.yaml = {**network.yaml, KEY: table}
-    outermost(model).yaml = network.yaml
+    for part in around:
+        part.yaml = network.yaml
     return record
 
 
 def erase(model: Any) -> None:
     """Take the record out again."""
-    for part in (network_in(model), outermost(model)):
+    for part in _carriers(model):
         if isinstance(getattr(part, "yaml", None), Mapping):
             part.yaml = {key: value for key, value in part.yaml.items() if key not in (KEY, RAMP)}
 
@@ -77,9 +78,10 @@ def network_in(model: Any) -> Any:
     return getattr(networks[0], "student_model", next(filter(recorded, networks), networks[0]))
 
 
-def outermost(model: Any) -> Any:
-    """The network, or the distillation around it, whose yaml builds the network when a training is resumed."""
-    return _networks_in(model)[0]
+def _carriers(model: Any) -> list[Any]:
+    """The network, and a distillation around it, whose yaml builds the network when a training is resumed."""
+    network = network_in(model)
+    return [network, *(part for part in _networks_in(model) if getattr(part, "student_model", None) is network)]
 
 
 def _networks_in(model: Any) -> list[Any]:
