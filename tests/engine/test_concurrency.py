@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from simam_inject import InjectError, SimAM, eject, inject, injected, plan, verify
+from simam_inject.verification.random_numbers import random_states, set_seed
 from tests.oracle import E_LAMBDA, assert_right, distance, hooked, same_bits
 
 ROOT = Path(__file__).absolute().parents[2]
@@ -627,6 +628,29 @@ def test_random_numbers_that_another_thread_draws_are_no_fault(other):
     assert all(check.ok for check in verify(model).checks)
     model.head.simam.register_forward_hook(lambda module, args, output: output * 1.001)
     assert not verify(model).ok
+
+
+@pytest.mark.parametrize("which", range(1, 7))
+def test_another_thread_draws_equally_many_numbers_at_other_moments(which, monkeypatch):
+    seeded = []
+
+    def seed_and_draw(seed):
+        seeded.append(seed)
+        set_seed(seed)
+        torch.rand(0 if len(seeded) == which else 100)
+
+    def draw_and_return():
+        torch.rand(100 if len(seeded) == which else 0)
+        return random_states()
+
+    model = inject(build(Random), "after conv2d", example_inputs=image())
+    monkeypatch.setattr("simam_inject.verification.verifier.set_seed", seed_and_draw)
+    monkeypatch.setattr("simam_inject.verification.verifier.random_states", draw_and_return)
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(int).result()
+        found = verify(model)
+    assert len(seeded) > 6
+    assert all(check.ok for check in found.checks), found
 
 
 def test_threads_that_verify_networks_with_random_numbers_do_not_disturb_each_other():
