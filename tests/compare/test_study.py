@@ -216,7 +216,8 @@ def test_a_budget_ends_it_balanced_and_unfinished(file):
     comparison = compare(make_model, [RECIPE], train, seeds=50, storage=file, budget=2.0)
     assert 2 <= len(comparison.cells) < 24
     assert comparison.total == 150
-    assert max(Counter(cell.seed for cell in comparison.cells)) <= 3
+    counts = Counter(cell.seed for cell in comparison.cells)
+    assert max(counts.values()) <= 3 and len([seed for seed in counts if counts[seed] < 3]) <= 1
     assert any(note.startswith("unfinished: ") for note in comparison.notes)
 
 
