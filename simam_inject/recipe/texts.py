@@ -28,7 +28,7 @@ _PLAIN = {
 """Types of plain scalars other than text."""
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 _UNQUOTED = re.compile(r"\t|(?:^|[-:,\[{] *)[*<>!]|[\]}][\w.*:]")
-"""A tab; a value that begins with a sign of YAML, such as `*.conv2`, or goes on behind a bracket, such as `[34].conv`."""
+"""A tab; a value that begins with a sign of YAML, as `*.conv2`, or goes on behind a bracket, as `[34].conv`."""
 
 
 class _Loader(yaml.SafeLoader):
