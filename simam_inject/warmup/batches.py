@@ -35,9 +35,8 @@ def readable_twice(batches: Any) -> Iterable[Any]:
         return [batches]
     if isinstance(batches, (str, bytes, Mapping)) or not isinstance(batches, Iterable):
         raise ModelError(
-            f"batches is {a_type(batches)}; give a DataLoader, an iterable of tensors or of (input, target) "
-            "pairs, or one tensor; for a YOLO object also the YAML file of its data set, and for a torch Dataset "
-            "DataLoader(dataset, batch_size=...)"
+            f"batches is {a_type(batches)}; give a DataLoader, an iterable of tensors or of (input, target) pairs, or "
+            "one tensor; for a YOLO object also the YAML file of its data set"
         )
     return list(batches) if iter(batches) is batches else batches
 
@@ -110,8 +109,7 @@ class Batches:
     def _run(self, network: nn.Module, batch: Any, index: int) -> None:
         given = Example(*_arguments(network, batch, index))
         tensors = given.tensors
-        described = [f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors[:3]]
-        shapes = ", ".join(described) or "no tensor"
+        shapes = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors[:3])
         if any(tensor.numel() == 0 for tensor in tensors):
             raise ModelError(f"batch {index} is empty, {shapes}")
         args, kwargs = self._fitted(given)
@@ -121,13 +119,9 @@ class Batches:
         except ModelError:
             raise
         except Exception as error:
-            hint = ""
-            if args and isinstance(error, TypeError) and "required positional argument" in str(error):
-                hint = "; of a tuple the first entry is the input: for several give dicts by the names of the arguments"
-            elif args and tensors and tensors[0].dim() <= 2:
-                hint = "; these may be labels: of a pair the first entry is taken as the input"
-            reason = describe_exception(error)
-            raise ModelError(f"the model cannot run on batch {index}, {shapes}{hint}: {reason}") from error
+            advice = "; of a tuple the first entry is the input: for several give dicts by the names of the arguments"
+            problem = f"the model cannot run on batch {index}, {shapes}{advice * isinstance(batch, (tuple, list))}"
+            raise ModelError(f"{problem}: {describe_exception(error)}") from error
 
     def _fitted(self, given: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Copies of the arguments on the device of the network, with as few tensors converted as it needs."""
@@ -187,6 +181,4 @@ def _arguments(network: nn.Module, batch: Any, index: int) -> tuple[tuple[Any, .
         if keywords:
             return (), keywords
         found = f"a dict of {sorted(map(str, batch))}, no argument of the model"
-    elif hasattr(batch, "__array__"):
-        found = "a NumPy array, not a tensor (torch.from_numpy makes one)"
     raise ModelError(f"batch {index} is {found}; give tensors, (input, target) pairs or dicts")
