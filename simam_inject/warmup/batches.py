@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain, combinations, islice
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.surroundings import same_random_states, uncompiled
-from simam_inject.dataflow.twin import reachable, to_clone, twin_of
+from simam_inject.dataflow.twin import to_clone, twin_of
 from simam_inject.editing.presence import presence_of
 from simam_inject.errors import ModelError, a_type, describe_exception
 from simam_inject.modules import check_injectable
@@ -44,8 +43,6 @@ def readable_twice(batches: Any) -> Iterable[Any]:
 def evaluated_twin(network: nn.Module, task: str) -> nn.Module:
     """A copy of the network in eval mode for a task, so that nothing of the network has to be restored.
 
-    Functions that a user registered as hooks run on it with the very lists that they fill.
-
     Raises:
         ModelError: the network is wrapped, compiled or sharded, or a scripted part of it is in train mode.
     """
@@ -59,16 +56,7 @@ def evaluated_twin(network: nn.Module, task: str) -> nn.Module:
         raise ModelError("a part of this model is scripted, so it is not copied, and in train mode: call model.eval()")
     twin = twin_of(network, to_clone)
     twin.eval()  # some models override it
-    for original, copied in zip(network.modules(), twin.modules(), strict=True):
-        for table in ("_forward_pre_hooks", "_forward_hooks"):
-            hooks = vars(original)[table].items()
-            vars(copied)[table].update((key, hook) for key, hook in hooks if _is_of_user(hook))
     return twin
-
-
-def _is_of_user(hook: object) -> bool:
-    """A function that refers to no module: one that does has to refer to the copy."""
-    return isinstance(hook, FunctionType) and not any(isinstance(part, nn.Module) for part in reachable(hook))
 
 
 class Batches:
@@ -144,7 +132,7 @@ class Batches:
         return given.fresh(partial(convert, self._converted[dtypes]))
 
     def _can_run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """On another copy of the network, which measures nothing and fills no list of a user's hook."""
+        """On another copy of the network, which measures nothing."""
         twin = twin_of(self._network, to_clone)
         twin.eval()
         try:
