@@ -32,8 +32,6 @@ from simam_inject.planning.tables import Table
 from simam_inject.warmup.batches import Batches, evaluated_twin
 from simam_inject.warmup.strength import named_simams
 
-_UNBATCHED = ((nn.InstanceNorm1d, 2), (nn.InstanceNorm2d, 3), (nn.InstanceNorm3d, 4))
-"""Number of dimensions of a single sample, which these take without a batch."""
 _UNCHANGED = "frozen, at strength 0, not of PyTorch's classes, or not run with more than one value per channel"
 
 
@@ -219,7 +217,7 @@ def _measure(path: str, sums: Tensor, norm: Any, args: tuple[Any, ...], kwargs: 
     """Forward pre-hook: add to the sums of 1, x and x x for each channel, and set the statistics of all so far."""
     x, channels = (*args, *kwargs.values())[0].detach(), len(norm.running_mean)
     per_sample = isinstance(norm, _InstanceNorm)
-    if x.dim() == next((rank for kind, rank in _UNBATCHED if isinstance(norm, kind)), None):
+    if per_sample and x.dim() == norm._get_no_batch_dim():  # a single sample
         x = x.unsqueeze(0)
     author = getattr(type(norm), "forward", norm).__module__.partition(".")[0]  # a forward of its own may permute
     if x.shape[1] != channels or (channels in x.shape[2:] and author not in ("torch", "torchvision", "timm")):

@@ -95,7 +95,7 @@ MESSAGES = [
     (rule("pattern: 'conv2d[k=big]'"), "rules[1].pattern.kernel", ["found 'big'"]),
     (rule("pattern: 'conv2d > relu', after: bn"), "rules[1].after", ["'bn' is not one element"]),
     (rule("pattern: 'conv2d > relu', before: rlu"), "rules[1].before", ["not one element", "conv2d[1] or relu[1]"]),
-    (rule("pattern: 'relu > conv > relu', after: relu"), "rules[1].after", ["not one element", "relu[1], conv[1] or relu[2]"]),
+    (rule("pattern: 'relu > conv > relu', after: relu"), "rules[1].after", ["not one element", "conv[1] or relu[2]"]),
     (rule("pattern: 'relu > conv', after: 'relu[2]'"), "rules[1].after", ["'relu[2]' is not", "write relu[1]"]),
     (rule("pattern: 'relu > conv', before: residual"), "rules[1].before", ["'residual' is not one element"]),
     # where
