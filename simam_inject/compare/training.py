@@ -233,7 +233,7 @@ class Trainer:
         return total, torch.cat(right)
 
 
-def fit(network: nn.Module, images: Images, training: Training, device: str, seed: int, report: Report) -> float:
+def fit(network: nn.Module, seed: int, report: Report, *, images: Images, training: Training, device: str) -> float:
     """Train a network in place, in this process.
 
     `seed` sets the data order and everything else that is random. `report` receives the validation accuracy after each
