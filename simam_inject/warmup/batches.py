@@ -46,12 +46,7 @@ def evaluated_twin(network: nn.Module, task: str) -> nn.Module:
     Raises:
         ModelError: the network is wrapped, compiled or sharded, or a scripted part of it is in train mode.
     """
-    try:
-        check_injectable(network)
-    except ModelError as error:
-        reason = str(error).partition(": ")[0]
-        order = "build, inject, calibrate, EMA copy, DistributedDataParallel, torch.compile"
-        raise ModelError(f"{reason}; {task} before that. The order: {order}") from None
+    check_injectable(network, task)
     if any(isinstance(part, torch.jit.ScriptModule) and part.training for part in network.modules()):
         raise ModelError("a part of this model is scripted, so it is not copied, and in train mode: call model.eval()")
     twin = twin_of(network, to_clone)
