@@ -81,11 +81,6 @@ def _cut(dim: int, size: int, tensors: Sequence[Tensor]) -> Iterable[Sequence[Te
     return zip(*(torch.split(tensor, step, dim) for tensor in tensors), strict=True)
 
 
-def _spatial(x: Tensor) -> tuple[int, ...]:
-    """Return the dimensions to average over, of a map or of rows of planes."""
-    return spatial_dims(x.dim()) or (1,)
-
-
 def _attend(
     piece: Sequence[Tensor], scratch: Tensor | None, floor: Tensor, half: Tensor, keep: float, scale: float
 ) -> None:
@@ -95,7 +90,7 @@ def _attend(
     """
     x, y, *kept = piece
     mean, a = kept or (None, None)
-    dims, wide, energy = _spatial(x), x, y
+    dims, wide, energy = spatial_dims(x.dim()) or (1,), x, y  # (1,): of rows of planes
     if scratch is not None:
         stack = scratch.as_strided((2, *x.shape), (x.numel() + PADDING, *torch.empty_like(x).stride()))
         wide, energy = stack.unbind(0)
@@ -124,7 +119,7 @@ def _attend_backward(piece: Sequence[Tensor], walk: int | None, keep: float, sca
     `result` would be rounded twice, the second loop computes these terms again.
     """
     x, grad, result, mean, a = piece
-    dims = _spatial(x)
+    dims = spatial_dims(x.dim()) or (1,)
     n, less_one = counts(x, dims)
     root = a.sqrt()
     segments: list[Sequence[Tensor]] = [(x, grad, result)]

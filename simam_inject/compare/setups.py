@@ -55,9 +55,6 @@ def set_up(
         network: nn.Module = built.model
         return eject(network)  # a file of this package has SimAMs, which would be in plain too
 
-    def train(network: nn.Module, seed: int, report: Report) -> float:
-        return fit(network, images, training, device, seed, report)
-
     if weights:
         make_model()  # raises an error if they do not fit
     loader, _ = make_loaders(images, training, seed=0)  # raises an error if the images are too few
@@ -66,6 +63,7 @@ def set_up(
     settings |= {"normalization": normalization, **asdict(training)}
     shape = (min(training.batch, 8), 3, training.size, training.size)
     example = replace(built, input_shapes=(shape,)).example_inputs
+    train = partial(fit, images=images, training=training, device=device)
     given = {"make_model": make_model, "train": train, "example_inputs": example}
     return {**given, "batches": batches, "settings": settings}
 

@@ -62,8 +62,14 @@ def compare_to(
         resolve: the difference of interest, for `Difference.needed`.
         looks: how often the study was evaluated, each time with more seeds; every p is multiplied by it.
     """
-    samples = {key: _subtract(values, plain) for key, values in others.items()}
-    summaries = [summarize(samples[key], varies=_varies(plain, values)) for key, values in others.items()]
+    samples, summaries = {}, []
+    for key, values in others.items():
+        both = [(values[seed], plain[seed]) for seed in sorted(values.keys() & plain.keys())]
+        finished = [(value, base) for value, base in both if value is not None and base is not None]
+        samples[key] = tuple(value - base for value, base in finished)
+        bases = np.array([base for _, base in finished])
+        varies = bases.size > 0 and float(np.ptp(bases)) > 1e-9 * max(1.0, np.abs(bases).max())
+        summaries.append(summarize(samples[key], varies=varies))
     corrected = holm([p for *_, p in summaries], looks)
     family, plain_failed, differences = len(others) * looks, _count_failed(plain), []
     for (key, pairs), (mean, low, high, sd, _), p in zip(samples.items(), summaries, corrected, strict=True):
@@ -74,17 +80,6 @@ def compare_to(
         needed = None if resolve is None else seeds_needed(resolve, sd, family)
         differences.append(Difference(*key, pairs, mean, low, high, sd, p, verdict, failed, detectable, needed))
     return tuple(differences)
-
-
-def _subtract(values: Values, plain: Values) -> tuple[float, ...]:
-    both = ((values[seed], plain[seed]) for seed in sorted(values.keys() & plain.keys()))
-    return tuple(value - base for value, base in both if value is not None and base is not None)
-
-
-def _varies(plain: Values, other: Values) -> bool:
-    """Plain gives different results at the seeds that both finished."""
-    found = [base for seed, base in plain.items() if base is not None and other.get(seed) is not None]
-    return bool(found) and float(np.ptp(found)) > 1e-9 * max(1.0, *map(abs, found))
 
 
 def _count_failed(values: Values) -> int:

@@ -95,9 +95,6 @@ def open_folder(
     parts = [Path(folder) / "train", Path(folder) / "val"]
     if Path(folder).is_dir() and not any(part.is_dir() for part in parts):
         parts = [Path(folder)] * 2
-    for part in parts:
-        if not part.is_dir():
-            raise CompareError(f"no such folder: {part}; give a folder with train/ and val/, or one of classes")
     try:
         train, val = map(
             partial(datasets.ImageFolder, loader=open_picture),
@@ -105,7 +102,8 @@ def open_folder(
             make_transforms(size, augment=augment, normalization=normalization),
         )
     except FileNotFoundError as error:
-        raise CompareError(f"{folder} holds no images: {str(error).splitlines()[0]}") from None
+        advice = "give a folder with train/ and val/, or one of classes"
+        raise CompareError(f"{folder} cannot be read: {str(error).splitlines()[0]}; {advice}") from None
     classes = tuple(train.classes)
     if train.classes != val.classes:
         raise CompareError(f"{folder}: train/ and val/ have different classes")
@@ -235,7 +233,7 @@ class Trainer:
         return total, torch.cat(right)
 
 
-def fit(network: nn.Module, images: Images, training: Training, device: str, seed: int, report: Report) -> float:
+def fit(network: nn.Module, seed: int, report: Report, *, images: Images, training: Training, device: str) -> float:
     """Train a network in place, in this process.
 
     `seed` sets the data order and everything else that is random. `report` receives the validation accuracy after each

@@ -37,7 +37,7 @@ from simam_inject.adapters import Adapter
 from simam_inject.attention import SimAM
 from simam_inject.dataflow.example import declared_size
 from simam_inject.editing.attach import attended_in
-from simam_inject.errors import ModelError
+from simam_inject.errors import ModelError, describe_exception
 from simam_inject.integrations.ultralytics import networks as networks
 from simam_inject.integrations.ultralytics.record import check_applied, erase, write
 from simam_inject.integrations.ultralytics.training import ramp
@@ -110,8 +110,7 @@ class UltralyticsAdapter(Adapter):
             validator.stride, validator.names = int(max(model.model.stride)), validator.data["names"]
             images = validator.build_dataset(validator.data["train"])
         except Exception as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise ModelError(f"ultralytics cannot read the data set {data!r}: {reason[0]}") from error
+            raise ModelError(f"ultralytics cannot read the data set {data!r}: {describe_exception(error)}") from error
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0), device="cpu").tolist()[:512]
         return DataLoader(Subset(images, order), 16, collate_fn=getattr(images, "collate_fn", None))
 

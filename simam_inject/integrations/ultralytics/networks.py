@@ -11,9 +11,9 @@ Networks without a record and without SimAM are not affected.
 from __future__ import annotations
 
 import copy
-import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import filterfalse
 from typing import Any
 
 from torch import nn
@@ -78,12 +78,8 @@ def _foldable(network: Any) -> Any:
     view, layers = copy.copy(network), copy.copy(network.model)
     vars(view)["_modules"] = {**network._modules, "model": layers}
     for part in (view, layers):
-        vars(part)["modules"] = functools.partial(_foldable_modules, part)
+        vars(part)["modules"] = lambda part=part: filterfalse(must_stay, nn.Module.modules(part))
     return view
-
-
-def _foldable_modules(part: nn.Module) -> Iterator[nn.Module]:
-    return (module for module in nn.Module.modules(part) if not must_stay(module))
 
 
 def must_stay(module: nn.Module) -> bool:

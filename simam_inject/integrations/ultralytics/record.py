@@ -54,7 +54,7 @@ def write(model: Any) -> Record:
 
     The yaml is replaced by another dict, since several networks of a trainer may have the same one.
     """
-    network, *around = _carriers(model)
+    network, *around = _networks_in(model)
     now, before, modules = Record.of(network), recorded(network), dict(network.named_modules())
     gone = [site for site in before.sites if site.edit.module not in modules] if before else []
     record = now.model_copy(update={"sites": [*now.sites, *gone]})
@@ -67,26 +67,22 @@ def write(model: Any) -> Record:
 
 def erase(model: Any) -> None:
     """Take the record out again."""
-    for part in _carriers(model):
+    for part in _networks_in(model):
         if isinstance(getattr(part, "yaml", None), Mapping):
             part.yaml = {key: value for key, value in part.yaml.items() if key not in (KEY, RAMP)}
 
 
 def network_in(model: Any) -> Any:
     """The network of a trainer's model, which may be wrapped (DDP, compile); not the teacher of a distillation."""
-    networks = _networks_in(model)
-    return getattr(networks[0], "student_model", next(filter(recorded, networks), networks[0]))
-
-
-def _carriers(model: Any) -> list[Any]:
-    """The network, and a distillation around it, whose yaml builds the network when a training is resumed."""
-    network = network_in(model)
-    return [network, *(part for part in _networks_in(model) if getattr(part, "student_model", None) is network)]
+    return _networks_in(model)[0]
 
 
 def _networks_in(model: Any) -> list[Any]:
+    """The network, and a distillation around it, whose yaml builds the network when a training is resumed."""
     parts = model.modules() if isinstance(model, nn.Module) else ()
-    return [part for part in parts if isinstance(vars(part).get("yaml"), Mapping)] or [model]
+    found = [part for part in parts if isinstance(vars(part).get("yaml"), Mapping)] or [model]
+    network = getattr(found[0], "student_model", next(filter(recorded, found), found[0]))
+    return [network, *(part for part in found if getattr(part, "student_model", None) is network)]
 
 
 def lost_sites(network: nn.Module, record: Record) -> str:

@@ -40,7 +40,7 @@ from simam_inject.warmup.strength import Ramp, ramped
 
 _STATE = "_simam_state"
 """Of a YOLO object: what `_state_of` found when `predict` last copied its network."""
-_SETTINGS = ("e_lambda", "channel_dim", "strength", "gain", "bypassed")
+_SETTINGS = ("e_lambda", "channel_dim", "strength", "gain", "bypassed", "_bypasses")
 
 
 def ramp(model: Any, epochs: float = 3.0, start: float = 0.0) -> None:
@@ -234,8 +234,7 @@ def _state_of(network: Any) -> object:
     if not parts:
         return None
     settings = [[getattr(part, name, None) for name in _SETTINGS] for part in parts]
-    bypasses = [getattr(part, "_bypasses", ()) for part in parts]  # also of other attention
-    return id(network), settings, bypasses, tensor_marks(network)
+    return id(network), settings, tensor_marks(network)
 
 
 def _launch(original: Callable[..., Any], trainer: Any, /, *args: Any, **kwargs: Any) -> Any:
