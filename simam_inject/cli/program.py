@@ -77,21 +77,13 @@ class ModelGroup(TyperGroup):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Decide by the first word. A misspelled command is one, so that it is answered with the right name.
-
-        Flags before a command, such as `--json`, are those of the command.
-        """
+        """Decide by the first word. A misspelled command is one, so that it is answered with the right name."""
         if not args and ctx.parent is None and not ctx.resilient_parsing:
             typer.echo(FIRST)
             ctx.exit()
-        options = [param for param in self.params if getattr(param, "is_flag", False) and not param.is_eager]
-        flags = {name for option in options for name in option.opts}
-        start = next((place for place, word in enumerate(args) if word not in flags), 0)
-        word = args[start] if args else ""
+        word = args[0] if args else ""
         is_bare = word.replace("-", "_").isidentifier() and word[0] != "-" and not Path(word).exists()
         is_command = word in self.commands or (is_bare and bool(get_close_matches(word, self.commands, cutoff=0.8)))
-        if is_command:
-            args = [word, *args[:start], *args[start + 1 :]]
         ctx.meta[self] = ctx.allow_interspersed_args = not is_command
         return super().parse_args(ctx, args)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from simam_inject.errors import ModelError, describe_exception
@@ -39,23 +38,18 @@ def build(name: str, *, pretrained: bool = False, num_classes: int | None = None
         ((1, 3, 224, 224),)
     """
     library = find_library(name)
-    least = 0 if library == "timm" else 1
-    if num_classes is not None and num_classes < least:
-        raise ModelError(f"num_classes is {num_classes}; it must be at least {least}")
     options = {} if num_classes is None else {"num_classes": num_classes}
     if not library:
         return build_factory(name, {"pretrained": True, **options} if pretrained else options)
     builders = {"torchvision": _build_torchvision, "timm": _build_timm, "ultralytics": build_ultralytics}
     own_name = name.removeprefix(f"{library}:")
-    fetched = pretrained or (own_name.endswith(".pt") and not Path(own_name).is_file())
     try:
         built = builders[library](own_name, options, pretrained=pretrained)
     except ModelError:
         raise
     except Exception as error:  # each library lets the exceptions of its own download client through
-        problem = f"{library}:{own_name}: cannot {'load the pretrained weights' if fetched else 'build the model'}"
-        advice = "; without `pretrained` the weights are random" * pretrained
-        raise ModelError(f"{problem}: {describe_exception(error)}{advice}") from error
+        wanted = "the model with pretrained weights" if pretrained else "the model"
+        raise ModelError(f"{library}:{own_name}: cannot build {wanted}: {describe_exception(error)}") from error
     note = built.note or (f"{library}'s pretrained weights" if pretrained else "random weights")
     if library == "torchvision" and own_name == name and name in list_registered("timm"):
         note += f"; {name} is torchvision's, timm has its own: timm:{name}"

@@ -106,10 +106,7 @@ def _check_model_file(name: str, text: str) -> None:
     """Refuse a recipe, and a model file with SimAM rows, with what to do instead."""
     import yaml
 
-    try:
-        table = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ModelError(f"{name} cannot be read as YAML: {describe_exception(error)}") from None
+    table = yaml.safe_load(text)
     found = table if isinstance(table, dict) else {}
     if "rules" in found:
         raise ModelError(f"{name} is a recipe, not a model: give the model and add --recipe {name}")

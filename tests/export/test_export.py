@@ -90,7 +90,7 @@ class Timed(Network):
         return super().forward(x * times.view(-1, 1, 1, 1))
 
 
-@pytest.mark.parametrize(("batch", "times"), [(3, [(3,), (4,)]), (1, [(1,), (1,)])])
+@pytest.mark.parametrize(("batch", "times"), [(3, [(3,), (4,)]), (1, [(2,), (3,)])])
 def test_a_vector_with_the_length_of_the_batch_varies_with_it(batch, times, tmp_path):
     example = (image(batch), torch.rand(batch), torch.tensor([32.0, 32.0]))
     model = inject(Timed(), "after basicblock.conv2", example_inputs=example, verify=False)
