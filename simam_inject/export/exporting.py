@@ -152,14 +152,7 @@ def _network(model: nn.Module) -> nn.Module:
 
 def _example(network: nn.Module, example_inputs: Any) -> Example:
     """The example with positional arguments in the order of the forward method, as files have them."""
-    given = example_of(network, example_inputs)
-    example = given.with_distinct_tensors()
-    if any(one is not other for one, other in zip(given.tensors, example.tensors, strict=True)):
-        try:
-            with as_exported(network) as twin:
-                example.run(twin)
-        except Exception:  # a forward may refuse other values, as of a mask
-            example = given.with_distinct_tensors(noise=False)
+    example = example_of(network, example_inputs).with_distinct_tensors()
     try:
         bound = inspect.signature(network.forward).bind(*example.args, **example.kwargs)
     except TypeError as error:
