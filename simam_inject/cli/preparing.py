@@ -44,10 +44,9 @@ def compose_recipe(options: RecipeOptions, own: Sequence[Recipe] = ()) -> Recipe
     parts = [*map(load_recipe, selectors(options))] or own
     if not parts:
         raise RecipeError("no site given: use --after BLOCK, --before BLOCK.CHILD or --recipe NAME")
-    changes = {"--exclude": options.exclude, "--e-lambda": options.e_lambda is not None}
-    if parts is own and any(changes.values()):
-        given = " and ".join(name for name, is_given in changes.items() if is_given)
-        raise RecipeError(f"{given} cannot change the sites that a model has: give a recipe, and a model without SimAM")
+    if parts is own and (options.exclude or options.e_lambda is not None):
+        changes = "--exclude and --e-lambda cannot change the sites that a model has"
+        raise RecipeError(f"{changes}: give a recipe, and a model without SimAM")
     recipe = parts[0]
     if len(parts) > 1:
         rules: list[Rule] = []
