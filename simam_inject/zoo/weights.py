@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simam_inject.errors import FileError, ModelError
-from simam_inject.zoo.model import ZooModel
+from simam_inject.zoo.building import ZooModel
 from simam_inject.zoo.names import holds_yolo
 from simam_inject.zoo.yolo import read_yolo
 
