@@ -93,13 +93,15 @@ def vary(model: nn.Module, example: Example, dynamic: tuple[str, ...]) -> tuple[
     """
     if not dynamic:
         return (example,)
-    first = other = example if example.samples is not None else None
-    if first is not None and "batch" in dynamic:
-        added = 2 if example.samples == 1 else 1
+    images = [tensor for tensor in example.tensors if tensor.dim() > 2]
+    first: Example | None = example
+    other = first
+    if images and "batch" in dynamic:
+        added = 2 if len(images[0]) == 1 else 1
         first, other = example.with_batch(added - 1), example.with_batch(added)
     if other is not None and "size" in dynamic:
         other = other.with_size()
-    if first is None or other is None:
+    if not images or first is None or other is None:
         raise ExportError("dynamic has no effect: no input has a batch, channels and spatial dimensions")
     try:
         other.run(model)
