@@ -122,8 +122,7 @@ def maps(options: MapsOptions, step: Step) -> Outcome:
     look = difference_maps if options.difference else attention_maps
     found = [look(built.model, shot.input, channel=options.channel) for shot in shots]
     # `path`, `path (run 2)`, `path before reader`
-    drawn = [name for name in found[0] if any(name == path or name.startswith(f"{path} ") for path in chosen)]
-    names = [name for name in drawn if found[0][name].dim() == 4]
+    names = [name for name, gate in found[0].items() if name.partition(" ")[0] in chosen and gate.dim() == 4]
     if not names:
         raise ModelError("none of these sites has a two-dimensional feature map")
     rows = [(shot, {name: values[name][0, 0] for name in names}) for shot, values in zip(shots, found, strict=True)]

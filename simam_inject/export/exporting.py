@@ -7,6 +7,7 @@ import itertools
 import os
 import tempfile
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,12 +167,10 @@ def _write(form: Form, twin: nn.Module, examples: tuple[Example, ...], path: Pat
     except ExportError:
         raise
     except Exception as error:  # an exporter raises anything at all
-        blame = "with SimAM, although it can without"
-        try:
-            with without_attention(twin):
-                form.write(twin, examples, path)
-        except Exception:
-            advice = "dynamic='batch' or fixed sizes may work" if len(examples) > 1 else "another suffix may work"
-            blame = f"with or without SimAM; {advice}"
+        advice = "dynamic='batch' or fixed sizes may work" if len(examples) > 1 else "another suffix may work"
+        blame = f"with or without SimAM; {advice}"
+        with suppress(Exception), without_attention(twin):
+            form.write(twin, examples, path)
+            blame = "with SimAM, although it can without"
         reason = describe_exception(error)
         raise ExportError(f"the exporter cannot express this model {blame}: {reason}") from error
