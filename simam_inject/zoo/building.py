@@ -71,6 +71,9 @@ def build(name: str, *, pretrained: bool = False, num_classes: int | None = None
         ((1, 3, 224, 224),)
     """
     library = find_library(name)
+    least = 0 if library == "timm" else 1
+    if num_classes is not None and num_classes < least:
+        raise ModelError(f"num_classes is {num_classes}; it must be at least {least}")
     options = {} if num_classes is None else {"num_classes": num_classes}
     if not library:
         model = build_factory(name, {"pretrained": True, **options} if pretrained else options)

@@ -92,6 +92,7 @@ def test_every_scale_of_a_packaged_yaml_is_listed():
         ("", None, ["no library has a model ''"]),
         ("net.py", None, ["net.py cannot be read", "No such file"]),
         ("mine.yaml", None, ["ultralytics has no model 'mine'"]),
+        ("resnet18", 0, ["num_classes is 0", "at least 1"]),
         ("mine.pt", 7, ["changes with the data set"]),
         ("raft_small", 7, ["torchvision:raft_small: ", "TypeError", "num_classes"]),
     ],
