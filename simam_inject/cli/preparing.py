@@ -50,8 +50,10 @@ def compose_recipe(options: RecipeOptions, own: Sequence[Recipe] = ()) -> Recipe
     recipe = parts[0]
     if len(parts) > 1:
         rules: list[Rule] = []
-        for index, part in enumerate(parts):  # places have the lambda of the first recipe
-            rules += _rules_with_lambda(part) if 0 < index < len(options.recipe) else part.rules
+        for index, part in enumerate(parts):
+            is_place = 0 < len(options.recipe) <= index  # it has the lambda of the first recipe
+            e_lambda = None if is_place else part.e_lambda
+            rules += (rule.model_copy(update={"e_lambda": rule.e_lambda or e_lambda}) for rule in part.rules)
         recipe = Recipe(name=", ".join(part.name for part in parts), e_lambda=recipe.e_lambda, rules=rules)
     return adjusted(recipe, options.exclude, options.e_lambda)
 
@@ -81,31 +83,21 @@ def make_plan(options: RecipeOptions, step: Step, strength: float = 1.0) -> tupl
     recipe = None if may_have_sites and not selectors(options) else compose_recipe(options)  # before it takes seconds
     built = prepare(options, step)
     from simam_inject import api
+    from simam_inject.adapters import network_of
+    from simam_inject.editing.presence import presences_in
+    from simam_inject.recipe import Recipe
 
     step("planning")
     inputs = built.example_inputs
     if recipe is None:
-        plan = api.plan_present(built.model, compose_recipe(options, _recipes_of(built)), inputs)
+        presences = presences_in(network_of(built.model)).values()
+        own = [Recipe.from_dict(table) for presence in presences for table in presence.recipes]
+        plan = api.plan_present(built.model, compose_recipe(options, own), inputs)
     else:
         plan = api.make_plan(built.model, recipe, inputs, strength, exclude=("--exclude", options.exclude))
     if not plan.insertions and not plan.is_done:
         raise NoMatchError(plan.why_no_effect())
     return built, plan
-
-
-def _recipes_of(built: ZooModel) -> list[Recipe]:
-    """The recipes that were applied to the model, each rule with its lambda."""
-    from simam_inject.adapters import network_of
-    from simam_inject.editing.presence import presences_in
-    from simam_inject.recipe import Recipe
-
-    found = presences_in(network_of(built.model)).values()
-    recipes = [Recipe.from_dict(table) for presence in found for table in presence.recipes]
-    return [recipe.model_copy(update={"rules": _rules_with_lambda(recipe)}) for recipe in recipes]
-
-
-def _rules_with_lambda(recipe: Recipe) -> tuple[Rule, ...]:
-    return tuple(rule.model_copy(update={"e_lambda": rule.e_lambda or recipe.e_lambda}) for rule in recipe.rules)
 
 
 def images_in(folder: Path, limit: int = 256) -> list[Path]:
