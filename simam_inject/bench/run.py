@@ -94,6 +94,8 @@ def bench(
     """
     if conditions.device.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError("no CUDA device is available here; measure on the CPU with --device cpu")
+    if conditions.dtype not in DTYPES:
+        raise ModelError(f"unknown dtype {conditions.dtype!r}; choose from {', '.join(DTYPES)}")
     network = network_of(model)
     example = example_of(network, example_inputs)
     batch = example if conditions.batch == 1 else example.with_batch(conditions.batch - 1)

@@ -187,6 +187,8 @@ def check(options: FileOptions, step: Step) -> Outcome:
             f"{file}: expected a .pt of ultralytics or a .safetensors of simam_inject.persist.save; an exported file "
             f"is checked against its model with simam_inject.export.prove({str(file)!r}, model)"
         )
+    if not file.is_file():
+        raise FileError(f"no such file: {str(file)!r}")
     if file.suffix == ".safetensors":
         shown = show(options, step)
         idle = sum(site["strength"] == 0 for site in shown.data["sites"])

@@ -225,7 +225,7 @@ class FileOptions(OutputOptions):
     """`check` and `show`."""
 
     file: Path = typer.Argument(
-        ..., metavar="FILE", help="A .safetensors file of --output; check: or a YOLO checkpoint (.pt)", exists=True
+        ..., metavar="FILE", help="A .safetensors file of --output; check: or a YOLO checkpoint (.pt)"
     )
 
 

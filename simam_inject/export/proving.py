@@ -99,17 +99,18 @@ def vary(model: nn.Module, example: Example, dynamic: tuple[str, ...]) -> tuple[
     if images and "batch" in dynamic:
         added = 2 if len(images[0]) == 1 else 1
         first, other = example.with_batch(added - 1), example.with_batch(added)
-    if other is not None and "size" in dynamic:
-        other = other.with_size()
-    if not images or first is None or other is None:
-        raise ExportError("dynamic has no effect: no input has a batch, channels and spatial dimensions")
-    try:
-        other.run(model)
-    except Exception as error:
-        reason = describe_exception(error)
-        message = f"the model accepts no other input size than the example's ({reason}); use dynamic='batch'"
-        raise ExportError(message) from None
-    return first, other
+    reason = ""
+    for _ in range(2 if "size" in dynamic else 1):  # the second for networks that take multiples of 128 only
+        other = other.with_size() if other is not None and "size" in dynamic else other
+        if not images or first is None or other is None:
+            raise ExportError("dynamic has no effect: no input has a batch, channels and spatial dimensions")
+        try:
+            other.run(model)
+        except Exception as error:
+            reason = describe_exception(error)
+        else:
+            return first, other
+    raise ExportError(f"the model accepts no other input size than the example's ({reason}); use dynamic='batch'")
 
 
 def expected_sites(model: nn.Module, example: Example) -> tuple[ExportedSite, ...]:

@@ -104,6 +104,8 @@ def which_factory(name: str) -> ModelError:
     """The error for a file without a factory: what it defines, read from its source without running it."""
     try:
         tree = ast.parse(Path(name).read_bytes())
+    except FileNotFoundError:
+        return ModelError(f"no such file: {name}; a model of your own is FILE.py:FACTORY")
     except (OSError, SyntaxError, ValueError) as error:
         return ModelError(f"{name} cannot be read as Python: {describe_exception(error)}")
     names = []

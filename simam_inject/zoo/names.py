@@ -31,6 +31,8 @@ def find_library(name: str) -> str:
     """
     prefix, colon, bare = name.rpartition(":")
     path = Path(name)
+    if not name.strip():
+        raise ModelError(f"the model has no name. A model is named {WAYS_TO_NAME}")
     if path.suffix in _WEIGHTS or (path.suffix == ".pt" and path.is_file() and holds_yolo(path) is False):
         raise ModelError(
             f"{name} contains weights, not a model, or a pickled module, which is not loaded: give the model and add "

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from simam_inject.errors import FileError, InjectError, ModelError, check_installed, describe_exception
+from simam_inject.errors import FileError, InjectError, ModelError, check_installed, describe_exception, did_you_mean
 from simam_inject.zoo.names import list_ultralytics, unknown_model
 
 
@@ -63,8 +63,12 @@ def read_yolo(file: Path) -> Any:
 def _load(checkpoint: str) -> tuple[Any, str]:
     """An existing checkpoint, or the one that ultralytics publishes, with a note on its weights."""
     from ultralytics import YOLO
+    from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
     is_file = Path(checkpoint).is_file()
+    if not is_file and checkpoint not in GITHUB_ASSETS_NAMES:
+        advice = did_you_mean(checkpoint, (asset for asset in GITHUB_ASSETS_NAMES if asset.endswith(".pt")))
+        raise ModelError(f"no such file: {checkpoint}, and ultralytics publishes no checkpoint of that name{advice}")
     model = YOLO(checkpoint)  # becomes an RTDETR, YOLOWorld or YOLOE if the checkpoint is one of these
     return model, f"weights of {checkpoint}" if is_file else "pretrained weights of ultralytics"
 
@@ -97,7 +101,10 @@ def _check_model_file(name: str, text: str) -> None:
     """Refuse a recipe, and a model file with SimAM rows, with what to do instead."""
     import yaml
 
-    table = yaml.safe_load(text)
+    try:
+        table = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ModelError(f"{name} cannot be read as YAML: {describe_exception(error)}") from None
     found = table if isinstance(table, dict) else {}
     if "rules" in found:
         raise ModelError(f"{name} is a recipe, not a model: give the model and add --recipe {name}")

@@ -88,6 +88,7 @@ def test_peers_stand_in_simams_places():
     ("conditions", "against", "message"),
     [
         (Conditions(), ("sae",), "'sae'.* se, eca, cbam, gc"),
+        (Conditions(dtype="fp8"), (), "'fp8'.* fp32, bf16, fp16"),
         pytest.param(
             *(Conditions(device="cuda"), (), "no CUDA device"),
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),

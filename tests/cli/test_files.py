@@ -86,7 +86,7 @@ def test_a_saved_file_is_shown_and_checked_and_read_as_weights(run, folder):
         ("x.safetensors", b"hello", "x.safetensors: "),
         ("x.pth", b"hello", "expected a .pt of ultralytics or a .safetensors"),
         ("x.onnx", b"hello", "simam_inject.export.prove"),
-        ("none.pt", None, "'none.pt' does not exist"),
+        ("none.pt", None, "no such file: 'none.pt'"),
     ],
 )
 def test_what_cannot_be_checked_is_one_message(name, content, sentence, run, folder):
