@@ -26,12 +26,10 @@ def parse_size(text: str) -> tuple[int, ...]:
 
 def parse_number(text: str) -> float:
     """A number; an integer stays one, since as lambda it is probably a channel count."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    raise typer.BadParameter(f"found {text!r}; write a number, e.g. 1e-4")
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        raise typer.BadParameter(f"found {text!r}; write a number, e.g. 1e-4") from None
 
 
 def parse_numbers(text: str) -> tuple[float, ...]:

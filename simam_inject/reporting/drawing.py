@@ -71,9 +71,8 @@ class _Block:
 
     def __init__(self, anatomy: Anatomy, scope: str, insertions: list[Insertion]) -> None:
         self.scope, self.insertions = scope, insertions
-        sites = {site.path: site for site in anatomy.sites if site.scope == scope and site.path != scope}
-        own = {path: site for path, site in sites.items() if path == _whole(path) and site.runs}
-        self.sites = {path: site for path, site in own.items() if site.kind != "module"}
+        own = [site for site in anatomy.sites if site.scope == scope != site.path and site.runs]
+        self.sites = {site.path: site for site in own if site.kind != "module" and site.path == _whole(site.path)}
         self.operands = {
             path: [operand for operand in site.operands if _whole(operand) in self.sites]
             for path, site in self.sites.items()

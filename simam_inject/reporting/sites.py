@@ -146,21 +146,16 @@ def _row(group: Group, name: str) -> list[str]:
 
 def _suggest(groups: list[Group]) -> Iterator[str]:
     """Selectors for the first class of blocks: its output, its last spatial convolution, its residual branch."""
-    for group in groups:
-        is_result = any(not site.path.partition(":")[0] for site in group.sites)
-        if group.obstacle is None and not is_result and group.name not in CONTAINER_NAMES:
-            break
-    else:
+    blocks = [group for group in groups if group.obstacle is None and group.name not in CONTAINER_NAMES]
+    inner = [group for group in blocks if all(site.path.partition(":")[0] for site in group.sites)]  # not the model
+    if not inner:
         yield "--recipe every-conv"
         return
-    word = group.name.lower()
+    word, children = inner[0].name.lower(), inner[0].children
     yield f"--after {word}"
-    convs = [
-        child.name for child in group.children if child.obstacle is None and any(map(_is_on_main_path, child.sites))
-    ]
-    if convs:
-        yield f"--after {word}.{convs[-1]}"
-    if any(site.joins for child in group.children for site in child.sites):
+    convs = [each.name for each in children if each.obstacle is None and any(map(_is_on_main_path, each.sites))]
+    yield from (f"--after {word}.{name}" for name in convs[-1:])
+    if any(site.joins for child in children for site in child.sites):
         yield f"--before {word}.residual"
 
 

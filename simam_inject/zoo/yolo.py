@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from simam_inject.errors import FileError, InjectError, ModelError, check_installed, describe_exception, did_you_mean
-from simam_inject.zoo.model import ZooModel
 from simam_inject.zoo.names import list_ultralytics, unknown_model
 
 
@@ -19,8 +18,8 @@ def check_ultralytics(name: str) -> None:
     check_installed(f"{name}: a YOLO model (AGPL-3.0)", "ultralytics", "ultralytics")
 
 
-def build_ultralytics(name: str, options: dict[str, Any], *, pretrained: bool) -> ZooModel:
-    """Build a `YOLO` (or `RTDETR`) object.
+def build_yolo(name: str, options: dict[str, Any], *, pretrained: bool) -> tuple[Any, str]:
+    """Build a `YOLO` (or `RTDETR`) object; with it comes a note on its weights.
 
     A name without a suffix, or with `.yaml`, is built from its packaged YAML, or, with `pretrained`, loaded from its
     published checkpoint. `NAME.pt` is a checkpoint: the file, or, where there is none, the published one. A checkpoint
@@ -29,20 +28,16 @@ def build_ultralytics(name: str, options: dict[str, Any], *, pretrained: bool) -
     Raises:
         ModelError: ultralytics is missing, it has no such model, or the file is not one of its model files.
     """
-    from simam_inject.dataflow.example import declared_size
-
     check_ultralytics(name)
     stem = re.sub(r"\.(pt|ya?ml)$", "", name)
     is_own = name != stem and not name.endswith(".pt") and Path(name).is_file()
     if not (pretrained or name.endswith(".pt")):
-        model, note = _construct(name if is_own else stem, options), "random weights"
-    elif options:
+        return _construct(name if is_own else stem, options), "random weights"
+    if options:
         raise ModelError(f"{name}: the number of classes of a checkpoint changes with the data set, in training")
-    elif is_own:
+    if is_own:
         raise ModelError(f"{name}: a model file of your own has no published weights")
-    else:
-        model, note = _load(f"{stem}.pt")
-    return ZooModel(name, model, "ultralytics", note, ((1, *declared_size(model.model)),))
+    return _load(f"{stem}.pt")
 
 
 def read_yolo(file: Path) -> Any:
