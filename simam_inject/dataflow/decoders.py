@@ -8,8 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 
-from simam_inject.dataflow.heads import is_head, weight
-from simam_inject.dataflow.upsampling import PASSING, ancestors, keeps_size, passed_on, upsamples, was_upsampled
+from simam_inject.dataflow.steps import (
+    PASSING,
+    ancestors,
+    is_head,
+    keeps_size,
+    passed_on,
+    upsamples,
+    was_upsampled,
+    weight,
+)
 from simam_inject.dataflow.values import NEVER, Frame, Recording, Step, covers
 from simam_inject.modules import CONTAINERS
 

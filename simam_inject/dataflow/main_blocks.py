@@ -31,8 +31,8 @@ from os.path import commonprefix
 from torch import nn
 
 from simam_inject.dataflow.anatomy import Site
-from simam_inject.dataflow.heads import is_last_head
 from simam_inject.dataflow.module_kinds import UPSAMPLING
+from simam_inject.dataflow.steps import is_last_head
 from simam_inject.dataflow.values import Entries, Frame, Recording, keyed
 from simam_inject.modules import CONTAINERS
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 from simam_inject.dataflow.anatomy import Site
 from simam_inject.dataflow.decoders import Decoders
-from simam_inject.dataflow.heads import SQUASHING, weight
 from simam_inject.dataflow.main_blocks import MainBlocks
-from simam_inject.dataflow.upsampling import (
+from simam_inject.dataflow.steps import (
+    SQUASHING,
     ancestors,
     has_two_maps,
     keeps_size,
@@ -24,6 +24,7 @@ from simam_inject.dataflow.upsampling import (
     sizes_given,
     upsamples,
     was_upsampled,
+    weight,
 )
 from simam_inject.dataflow.values import Frame, Recording, Step, covers
 from simam_inject.kinds import words
