@@ -53,7 +53,8 @@ def find_expression(
         is_referenced: something in the model refers to the method, and may call it.
     """
     kind = type(module)
-    names = [name for name in _method_names(kind) if _plain_code(getattr(kind, name, None)) is code]
+    methods = dict.fromkeys(name for base in kind.__mro__ for name, value in vars(base).items() if _plain_code(value))
+    names = [name for name in methods if _plain_code(getattr(kind, name, None)) is code]
     if not names:
         return "it is computed by a function that is not a plain method of the module"
     name = names[0]
@@ -207,13 +208,10 @@ def _is_from(function: ast.FunctionDef, name: ast.expr | None, node: ast.expr | 
         if not isinstance(target, ast.Name) or _is_shared(function, target.id):
             return False
         after = [n for later in function.body[place + 1 :] for n in ast.walk(later)]
-        return [n for n in after if target.id in _names_of(n)] == [name]
+        # Names are also bound by `case y`, `except E as y`, `import z as y`.
+        places = [(n, getattr(n, attribute, None)) for n in after for attribute in ("id", "name", "asname", "rest")]
+        return [n for n, found in places if found == target.id] == [name]
     return False
-
-
-def _names_of(node: ast.AST) -> set[object]:
-    """Names that a node reads or binds: also `case y`, `except E as y`, `import z as y`."""
-    return {getattr(node, attribute, None) for attribute in ("id", "name", "asname", "rest")}
 
 
 def _is_shared(function: ast.FunctionDef, name: str) -> bool:
@@ -294,11 +292,6 @@ def _spans(node: ast.expr | ast.AugAssign) -> list[tuple[int, int, int, int]]:
         name = node.func
         found.append(((name.end_lineno or 0) - 1, (name.end_col_offset or 0) - len(name.attr.encode()), *end))
     return found
-
-
-def _method_names(kind: type) -> list[str]:
-    names = dict.fromkeys(name for base in kind.__mro__ for name, value in vars(base).items() if _plain_code(value))
-    return ["forward", *(name for name in names if name != "forward")]
 
 
 def _plain_code(value: object) -> types.CodeType | None:

@@ -1,8 +1,4 @@
-"""Decoder blocks: blocks that join (`cat`, `add`) an upsampled map with an earlier one that they are given.
-
-So are blocks that read such a join, or made the upsampled map, and one of the same class beside it that upsamples
-without a join. Heads do not count.
-"""
+"""Decoder blocks, at each join (`cat`, `add`) of an upsampled map with an earlier one: see docs/recipes.md."""
 
 from __future__ import annotations
 
@@ -97,12 +93,8 @@ def _is_given_one(call: Frame, joined: Sequence[Step], origins: Sequence[float])
     rising = ancestors(*(one for one, origin in zip(joined, origins, strict=True) if origin == max(origins)))
     own = [*(ancestors(*joined) - rising), *joined, *(factor for step in joined for factor in _scaled(step))]
     sources = [source for step in own for source in step.inputs]
-    return any(step.value in maps for step in own) or any(map(_is_stored, [*own, *sources]))
-
-
-def _is_stored(step: Step) -> bool:
-    """A map that the network has computed before, and that the block finds in an attribute, as fastai's U-Net does."""
-    return step.kind == "outside" and step.value is not None and step.value.made != NEVER
+    found = [step.value for step in (*own, *sources) if step.kind == "outside"]  # as in fastai's U-Net
+    return any(step.value in maps for step in own) or any(value and value.made != NEVER for value in found)
 
 
 def _scaled(step: Step) -> list[Step]:

@@ -24,6 +24,7 @@ from simam_inject.modules import called_modules, has_children, own_calls, runs_h
 from simam_inject.source import returns_the_same
 
 _NOT_BASES = frozenset({"Module", "object"})
+_LISTS = (nn.ModuleList, nn.ModuleDict)
 UNUSED = "its output is never used by an operation that is recorded"
 _NO_EFFECT = "no output of the model depends on it through operations that are recorded"
 _IN_PLACE = (
@@ -85,7 +86,7 @@ class Surveyor:
             step = None if path in sites else self._step_of_call(path)
             if step is not None:
                 names[step.path], self.base.steps[path] = path, step
-            elif path not in sites and not _is_mere_container(module):
+            elif path not in sites and not (isinstance(module, _LISTS) and type(module).forward is nn.Module.forward):
                 sites[path] = self._outside_of_steps(path, module)
         self._relate(sites)
         found = []
@@ -272,10 +273,6 @@ def _origins(values: Sequence[Value | None], looked_through: Set[str] = TRANSPAR
         else:
             found[origin.path] = None
     return tuple(found)
-
-
-def _is_mere_container(module: nn.Module) -> bool:
-    return isinstance(module, (nn.ModuleList, nn.ModuleDict)) and type(module).forward is nn.Module.forward
 
 
 def _module_facts(module: nn.Module) -> dict[str, Any]:

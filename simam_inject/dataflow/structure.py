@@ -1,10 +1,6 @@
 """The structure of a network, from its dataflow alone: residual joins, skips, gates, main and decoder blocks.
 
-* A **residual join** is an `add` whose two operands come from a common value, one of them (the branch) through more
-  convolutions and matrix products than the other (the skip), which goes through two at the most.
-* A **gate** scales another feature map: the operand of a `mul` that ends in a sigmoid or a softmax, or is broadcast.
-* A **main block** is what a network repeats between stem and head; see `main_blocks`.
-* A **decoder block** joins an upsampled map with an earlier one; see `decoders`.
+docs/recipes.md has the definitions. A *join* is an `add` of a branch with its skip, a *gate* one factor of a `mul`.
 """
 
 from __future__ import annotations
@@ -62,7 +58,7 @@ def find_structure(recording: Recording, sites: Mapping[str, Site]) -> Structure
     times = [one.value.made for one in recording.steps.values() if one.value and one.is_leaf and weight(one)]
     for call in recording.first_calls.values():
         found.in_gate.update(step.path for step in _inside_gates(call, times))
-    blocks = MainBlocks(recording, sites).find(found.residual)
+    blocks = MainBlocks(recording, sites, found.residual).find()
     found.main = {path for path in blocks if not covers(found.in_gate, path)}
     other_joins = {*found.joins.values(), *found.in_gate}
     if any(upsamples(step) for _, step in steps):  # of a classifier, no step does

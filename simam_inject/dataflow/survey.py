@@ -38,7 +38,8 @@ def survey_model(
         ModelError: a forward is being traced in this thread, the model cannot be run on the example, or its first
             forward adds layers.
     """
-    _refuse_while_tracing()
+    if torch._C._get_tracing_state() is not None or torch.compiler.is_compiling() or is_fx_symbolic_tracing():
+        raise ModelError("a forward is being traced; call inject, plan and verify outside of tracing")
     flow = None
     with same_surroundings(model):
         with suppress(Exception):  # it looks at values, or uses operations that have no meta form
@@ -148,9 +149,3 @@ def _apart(base: Recording, both: Namer) -> tuple[dict[str, Shape], dict[str, Sh
                 return None
         samples[path], sizes[path] = (*found[:1], *value.shape[1:]), (*value.shape[:1], *found[1:])
     return samples, sizes
-
-
-def _refuse_while_tracing() -> None:
-    tracing = torch._C._get_tracing_state() is not None or torch.compiler.is_compiling() or is_fx_symbolic_tracing()
-    if tracing:
-        raise ModelError("a forward is being traced; call inject, plan and verify outside of tracing")
