@@ -190,15 +190,9 @@ class Surveyor:
         size = {} if self.size is None else self.size
         batch = self.batch.get(path)
         axes = find_axes(value, batch, size.get(path), fixed_size=self.size is None, samples=self.samples)
-        if isinstance(axes, str):
-            return facts | {"obstacle": axes}
-        spatial = shape[2:] if axes.channel_dim == 1 else shape[1:-1]
-        return facts | {
-            "channel_dim": axes.channel_dim,
-            "axes": axes.name,
-            "axes_measured": axes.measured,
-            "reduction": _reduction(self.image, spatial),
-        }
+        if "obstacle" not in axes:
+            facts["reduction"] = _reduction(self.image, shape[2:] if axes["channel_dim"] == 1 else shape[1:-1])
+        return facts | axes
 
 
 def _live_storages(recording: Recording) -> Set[int]:
