@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 
 from simam_inject.dataflow.steps import (
     PASSING,
+    Structure,
     ancestors,
     is_head,
     keeps_size,
@@ -19,22 +20,15 @@ from simam_inject.modules import CONTAINERS
 
 
 class Decoders:
-    """Searches a recording for decoder blocks.
+    """Searches a recording for decoder blocks; residual joins, gates and main blocks are found already."""
 
-    Args:
-        recording: what the network did.
-        residual: paths of blocks that have a residual join.
-        main: paths of main blocks.
-        other_joins: paths of residual joins, and of what is inside of gates.
-    """
-
-    def __init__(self, recording: Recording, residual: Set[str], main: Set[str], other_joins: Set[str]) -> None:
+    def __init__(self, recording: Recording, known: Structure) -> None:
         self.recording = recording
-        self.other_joins = other_joins
+        self.other_joins = {*known.joins.values(), *known.in_gate}
         scopes = [path for path, call in recording.first_calls.items() if call.is_scope]
         self.heads = {path for path in scopes if is_head(recording, path)}
         self.own_heads = {path for path in self.heads if is_head(recording, path, fewer=False)}
-        self.main = main - (self.own_heads - residual)
+        self.main = known.main - (self.own_heads - known.residual)
 
     def find(self) -> set[str]:
         """Paths of decoder blocks."""
@@ -43,8 +37,12 @@ class Decoders:
             for step in call.steps:
                 if step.kind in ("cat", "add") and step.path not in self.other_joins:
                     found |= self._blocks_at(path, call, step)
-        found = {path for path in found if not _has_several_inside(self.recording, found, path)}
-        found = {path for path in found if not _is_part_of_another(self.recording, found, path)}
+        kinds = {path: type(self.recording.modules[path]) for path in found}
+        inside = {path: [kinds[one] for one in found if one != path and covers({path}, one)] for path in found}
+        # The decoder of a UNet++ joins maps for the blocks in it, which are several of one other class.
+        found = {path for path in found if all(inside[path].count(one) < 2 for one in {*inside[path]} - {kinds[path]})}
+        # Of one class, which contains itself, all levels are decoder blocks.
+        found = {path for path in found if not covers({one for one in found if kinds[one] is not kinds[path]}, path)}
         alike = set()
         for path, call in calls.items():  # the last one often has no skip to join
             kind = (path.rpartition(".")[0], type(call.module))
@@ -101,15 +99,3 @@ def _scaled(step: Step) -> list[Step]:
     """Operands of the product that a block returns: the map that attention scales."""
     steps = step.call.steps if step.call else []
     return [one for product in steps if product.kind == "mul" and product.value is step.value for one in product.inputs]
-
-
-def _has_several_inside(recording: Recording, found: set[str], path: str) -> bool:
-    """Two decoder blocks of one other class are inside, as in the decoder of a UNet++, which joins maps for them."""
-    kinds = [type(recording.modules[one]) for one in found if one != path and covers({path}, one)]
-    return any(kinds.count(kind) > 1 for kind in kinds if kind is not type(recording.modules[path]))
-
-
-def _is_part_of_another(recording: Recording, found: set[str], path: str) -> bool:
-    """Another of the decoder blocks contains it; of one class, which contains itself, all levels are decoder blocks."""
-    kind = type(recording.modules[path])
-    return covers({other for other in found if other != path and type(recording.modules[other]) is not kind}, path)

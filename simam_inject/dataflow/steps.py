@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from simam_inject.dataflow.module_kinds import UPSAMPLING
 from simam_inject.dataflow.values import Recording, Step
@@ -16,6 +17,20 @@ _ARITHMETIC = words("add sub mul div")
 SQUASHING = words("sigmoid hardsigmoid softmax hard_sigmoid tanh clamp relu6")
 _NOT_LAST = (FAMILIES["norm"] | FAMILIES["act"]) - SQUASHING  # after the last convolution of a head
 PASSING = FAMILIES["norm"] | FAMILIES["act"] | {"pad"}  # between an upsampling and its join
+
+
+@dataclass(slots=True)
+class Structure:
+    """What `find_structure` finds, by path."""
+
+    joins: dict[str, str] = field(default_factory=dict)
+    """Path of a branch -> path of the add that it enters."""
+    residual: set[str] = field(default_factory=set)
+    main: set[str] = field(default_factory=set)
+    decoder: set[str] = field(default_factory=set)
+    on_skip: set[str] = field(default_factory=set)
+    """Paths of steps on a skip; whatever is inside them is on it too."""
+    in_gate: set[str] = field(default_factory=set)
 
 
 def weight(step: Step) -> int:

@@ -6,13 +6,13 @@ docs/recipes.md has the definitions. A *join* is an `add` of a branch with its s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
 
 from simam_inject.dataflow.anatomy import Site
 from simam_inject.dataflow.decoders import Decoders
 from simam_inject.dataflow.main_blocks import MainBlocks
 from simam_inject.dataflow.steps import (
     SQUASHING,
+    Structure,
     ancestors,
     has_two_maps,
     keeps_size,
@@ -34,20 +34,6 @@ _RESHAPING = words(
 )
 
 
-@dataclass(slots=True)
-class Structure:
-    """What was found, by path."""
-
-    joins: dict[str, str] = field(default_factory=dict)
-    """Path of a branch -> path of the add that it enters."""
-    residual: set[str] = field(default_factory=set)
-    main: set[str] = field(default_factory=set)
-    decoder: set[str] = field(default_factory=set)
-    on_skip: set[str] = field(default_factory=set)
-    """Paths of steps on a skip; whatever is inside them is on it too."""
-    in_gate: set[str] = field(default_factory=set)
-
-
 def find_structure(recording: Recording, sites: Mapping[str, Site]) -> Structure:
     """Read the structure off the recorded steps."""
     found = Structure()
@@ -60,9 +46,8 @@ def find_structure(recording: Recording, sites: Mapping[str, Site]) -> Structure
         found.in_gate.update(step.path for step in _inside_gates(call, times))
     blocks = MainBlocks(recording, sites, found.residual).find()
     found.main = {path for path in blocks if not covers(found.in_gate, path)}
-    other_joins = {*found.joins.values(), *found.in_gate}
     if any(upsamples(step) for _, step in steps):  # of a classifier, no step does
-        found.decoder = Decoders(recording, found.residual, found.main, other_joins).find()
+        found.decoder = Decoders(recording, found).find()
     return found
 
 
