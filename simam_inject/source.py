@@ -135,10 +135,15 @@ def _text(_identity: int, code: types.CodeType) -> str | None:
 @lru_cache(maxsize=64)
 def _codes(filename: str, text: str) -> frozenset[types.CodeType]:
     """Every code object of a file; they are equal if instructions, names, constants and positions are."""
-    found = [compile(text, filename, "exec", dont_inherit=True)]
-    for code in found:
-        found += [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return frozenset(found)
+    return frozenset(codes_in(compile(text, filename, "exec", dont_inherit=True)))
+
+
+def codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
+    """A code object, and those of the functions and classes in it."""
+    yield code
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            yield from codes_in(const)
 
 
 def locate(function: ast.FunctionDef, span: tuple[int, int, int, int]) -> ast.expr | ast.AugAssign:
@@ -275,10 +280,7 @@ def mentioned_by_forward(kind: type) -> set[str]:
 
 
 def _names_in(code: types.CodeType | None) -> list[str]:
-    if code is None:
-        return []
-    inner = [name for const in code.co_consts if isinstance(const, types.CodeType) for name in _names_in(const)]
-    return [*dict.fromkeys([*code.co_names, *inner])]
+    return [*dict.fromkeys(name for each in codes_in(code) for name in each.co_names)] if code else []
 
 
 def _spans(node: ast.expr | ast.AugAssign) -> list[tuple[int, int, int, int]]:
