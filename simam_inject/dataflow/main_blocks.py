@@ -16,7 +16,7 @@ from torch import nn
 
 from simam_inject.dataflow.anatomy import Site
 from simam_inject.dataflow.module_kinds import UPSAMPLING
-from simam_inject.dataflow.steps import is_last_head
+from simam_inject.dataflow.steps import is_head
 from simam_inject.dataflow.values import Entries, Frame, Recording, keyed
 from simam_inject.modules import CONTAINERS
 
@@ -278,7 +278,7 @@ class MainBlocks:
     def _without_heads(self, blocks: list[str]) -> list[str]:
         """Without the classes of several blocks that all make a result of the network, as auxiliary heads do."""
         repeated = {blocks[at] for at in self._repeated(blocks)} - self.residual
-        others = {path for path in blocks if path not in repeated or not is_last_head(self.recording, path)}
+        others = {path for path in blocks if path not in repeated or not is_head(self.recording, path, last=True)}
         classes = self._classes(others)
         return [path for path in blocks if self._kind(path) in classes]
 

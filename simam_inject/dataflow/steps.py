@@ -69,23 +69,19 @@ def ancestors(*steps: Step) -> set[Step]:
 # Heads, which make a result of the network
 
 
-def is_head(recording: Recording, path: str, *, fewer: bool = True) -> bool:
-    """It is a last head, or ends as one in at most 4 channels, which the network returns.
+def is_head(recording: Recording, path: str, *, fewer: bool = True, last: bool = False) -> bool:
+    """A module ends as a head, and no convolution reads what is computed from its result.
 
     Args:
         fewer: see `_ends_as_head`.
+        last: False if a convolution may read a result of at most 4 channels that the network returns.
     """
     step = recording.steps.get(path)
     if step is None or not _ends_as_head(step, fewer):
         return False
     is_returned = any(frame.parent is None for _, value in step.values for frame, _ in value.returns)
-    return (is_returned and step.shape[1:2] <= (_MOST,)) or not _meets_convolution(recording, step)
-
-
-def is_last_head(recording: Recording, path: str) -> bool:
-    """A module ends as a head, and no convolution reads what is computed from its result."""
-    step = recording.steps.get(path)
-    return step is not None and _ends_as_head(step, fewer=True) and not _meets_convolution(recording, step)
+    is_result = is_returned and step.shape[1:2] <= (_MOST,)
+    return (is_result and not last) or not _meets_convolution(recording, step)
 
 
 def _ends_as_head(step: Step, fewer: bool) -> bool:
