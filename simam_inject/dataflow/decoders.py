@@ -54,8 +54,7 @@ class Decoders:
 
     def _blocks_at(self, path: str, call: Frame, join: Step) -> set[str]:
         """Decoder blocks that a join belongs to; none if its operands came to their size in the same way."""
-        written = self.recording.writes
-        maps = [one for one in join.inputs if one.value is not None and one.value.is_from_input(written)]
+        maps = [one for one in join.inputs if one.value is not None and not one.value.is_constant]
         origins = [was_upsampled(one, join.kind == "add") for one in maps]
         if len(set(origins)) < 2:
             return set()

@@ -58,12 +58,7 @@ class Example:
 
         def alter(tensor: torch.Tensor) -> torch.Tensor:
             is_plain = tensor.is_floating_point() and tensor.itemsize > 1 and tensor.layout is torch.strided
-            alike = [
-                one
-                for one in seen
-                if (one.device, one.dtype, one.layout) == (tensor.device, tensor.dtype, tensor.layout)
-            ]
-            if noise and is_plain and any(torch.equal(tensor, one) for one in alike):
+            if noise and is_plain and any(_is_equal(tensor, one) for one in seen):
                 tensor = tensor.detach() * (_noise(tensor.shape, len(seen)) / 2 + 0.5).to(tensor.device, tensor.dtype)
             elif any(tensor is one for one in seen):
                 tensor = copied(tensor)
@@ -153,6 +148,10 @@ class Example:
             return tensor
 
         return self._with(resize) if any(new != length for length, new in lengths.items()) else None
+
+
+def _is_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return (a.device, a.dtype, a.layout) == (b.device, b.dtype, b.layout) and torch.equal(a, b)
 
 
 def _noisy_copies(tensor: torch.Tensor, count: int) -> list[torch.Tensor]:

@@ -61,9 +61,9 @@ class Recorder(Namer):
         entry = self._known.get(id(tensor))
         return entry[1] if entry is not None and entry[0]() is tensor else None
 
-    def _add(self, tensor: torch.Tensor, layout: Layout, tick: int) -> Value:
+    def _add(self, tensor: torch.Tensor, layout: Layout, tick: int, is_constant: bool = False) -> Value:
         storage = storage_of(tensor)
-        value = Value(tuple(tensor.shape), tensor.dtype, storage, layout, tick)
+        value = Value(tuple(tensor.shape), tensor.dtype, storage, layout, tick, is_constant=is_constant)
         self._known[id(tensor)] = weakref.ref(tensor), value
         if storage:
             if storage not in self.recording.by_storage:
@@ -89,10 +89,14 @@ class Recorder(Namer):
             for tensor, version in zip(tensors, versions, strict=True):
                 if version is not None and tensor._version != version and (storage := storage_of(tensor)):
                     self.recording.writes.setdefault(storage, []).append(tick)
+                    for value in self.recording.by_storage.get(storage, ()):  # anything may be in it now
+                        value.is_constant = False
             result, computed = _with_aliases(result, tensors)
             kind = function_kind(func)
+            takes_size = kind.endswith("_like") or kind.startswith("new_")
+            is_constant = takes_size or all(value.is_constant for value in inputs)
             outputs = [
-                (keys, self._add(tensor, layout_after(kind, func, args, kwargs, inputs, tensor), tick))
+                (keys, self._add(tensor, layout_after(kind, func, args, kwargs, inputs, tensor), tick, is_constant))
                 for keys, tensor in computed
             ]
             path, facts = "", function_facts(func, args, kwargs)
@@ -130,7 +134,7 @@ class Recorder(Namer):
             if value is None:
                 source = None if tensor is original else self._find(original)
                 value = self._add(tensor, source.layout if source else NOWHERE, frame.end)
-                value.alias_of = source
+                value.alias_of, value.is_constant = source, source is not None and source.is_constant
             value.returns.append((frame, keys))
             frame.outputs.append((keys, value))
         if frame.parent is None:
