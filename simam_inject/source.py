@@ -53,20 +53,18 @@ def find_expression(
         is_referenced: something in the model refers to the method, and may call it.
     """
     kind = type(module)
-    names = [name for name in _method_names(kind) if _plain_code(getattr(kind, name, None)) is code]
+    methods = dict.fromkeys(name for base in kind.__mro__ for name, value in vars(base).items() if _plain_code(value))
+    names = [name for name in methods if _plain_code(getattr(kind, name, None)) is code]
     if not names:
         return "it is computed by a function that is not a plain method of the module"
     name = names[0]
-    if len(names) > 1:
-        return f"it is computed in a method with two names ({names[0]} and {names[1]})"
     if name in vars(module):
         return (
             f"it is computed in the method {name}, which was set on the instance, as by `model.{name} = "
             f"torch.compile(model.{name})`: inject first, and set it after that"
         )
-    if not may_run(kind, name):
-        return f"it is computed in the method {name}, which forward does not call by its name"
-    if is_referenced or (name != "forward" and _is_called_otherwise(kind, name)):
+    is_called = len(names) == 1 and may_run(kind, name) and not is_referenced
+    if not is_called or (name != "forward" and _is_called_otherwise(kind, name)):
         return f"it is computed in the method {name}, which is not always called as self.{name}"
     positions = next(islice(code.co_positions(), instruction // 2, None), None)
     if positions is None or None in positions:
@@ -137,10 +135,15 @@ def _text(_identity: int, code: types.CodeType) -> str | None:
 @lru_cache(maxsize=64)
 def _codes(filename: str, text: str) -> frozenset[types.CodeType]:
     """Every code object of a file; they are equal if instructions, names, constants and positions are."""
-    found = [compile(text, filename, "exec", dont_inherit=True)]
-    for code in found:
-        found += [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return frozenset(found)
+    return frozenset(codes_in(compile(text, filename, "exec", dont_inherit=True)))
+
+
+def codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
+    """A code object, and those of the functions and classes in it."""
+    yield code
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            yield from codes_in(const)
 
 
 def locate(function: ast.FunctionDef, span: tuple[int, int, int, int]) -> ast.expr | ast.AugAssign:
@@ -176,54 +179,23 @@ def always_returns(kind: type, expression: Expression) -> bool:
 
 
 def returns_the_same(call: Any) -> bool:
-    """A `__call__` that returns what each `super().__call__(...)` does, also by a variable, and uses it no more.
+    """A `__call__` that only returns results of `super().__call__(...)`, also as `checkpoint(super().__call__, x)`.
 
-    What another function makes of `super().__call__`, as `checkpoint`, is such a result. Loops, inner functions and
-    decorators (of other libraries than torch) are not read.
+    Variables are not followed, and decorators not read.
     """
-    call = inspect.unwrap(
-        call, stop=lambda one: not str(getattr(one, "__globals__", {}).get("__name__")).startswith("torch.")
-    )
     code = None if hasattr(call, "__wrapped__") else _plain_code(call)
     text = None if code is None else _text(id(code), code)
-    nodes = list(ast.walk(_parse_method(text))) if text else []
-    if code is None or any(isinstance(one, (ast.FunctionDef, ast.Lambda, ast.For, ast.While)) for one in nodes[1:]):
-        return False
-    parents = {child: node for node in nodes for child in ast.iter_child_nodes(node)}
-    bases = [one for one in nodes if isinstance(one, ast.Attribute) and one.attr == "__call__"]
-    results: list[ast.AST] = [one for one in bases if not ast.unparse(one).startswith(f"{code.co_varnames[0]}.")]
-    assigned, rebound = list[ast.AST](), list[ast.AST]()
-    for result in results:
-        if isinstance(getattr(result, "ctx", None), ast.Store):
-            rebound.append(parents[result])
-            continue
-        user = _user(result, parents)
-        targets = user.targets if isinstance(user, ast.Assign) else [getattr(user, "target", None)]
-        if isinstance(user, (ast.Assign, ast.AnnAssign)) and len(targets) == 1 and isinstance(targets[0], ast.Name):
-            same = [one for one in nodes if isinstance(one, ast.Name) and one.id == targets[0].id]
-            end = user.end_lineno or 0, user.end_col_offset or 0
-            assigned.append(user)
-            results += [one for one in same if (one.lineno, one.col_offset) > end and one not in results]
-        elif not isinstance(user, ast.Return):
-            return False
-    return bool(results) and all(one in assigned for one in rebound)
+    nodes = ast.walk(_parse_method(text)) if text else ()
+    results = [node.value for node in nodes if isinstance(node, ast.Return)]
+    return code is not None and bool(results) and all(_calls(result, code.co_varnames[0]) for result in results)
 
 
-def _user(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> ast.AST:
-    """What uses the result of a call, or of a function that is called or given to another, perhaps converted."""
-    is_function = isinstance(node, ast.Attribute)
-    while isinstance(user := parents[node], (ast.Attribute, ast.Call, ast.keyword)):
-        if isinstance(user, ast.Attribute) and user.attr in ("contiguous", "float", "to"):
-            is_function = True
-        elif isinstance(user, ast.Call):
-            name = ast.unparse(user.func).rpartition(".")[2]
-            if not is_function and name != "cast":
-                break
-            is_function = is_function and name == "partial"
-        elif not isinstance(user, ast.keyword):
-            break
-        node = user
-    return user
+def _calls(node: ast.expr | None, own: str) -> bool:
+    """A call of the `__call__` of a base, or of a function that is given it, perhaps in a `partial`."""
+    functions = [node.func, *node.args] if isinstance(node, ast.Call) else []
+    partials = [each for each in functions if isinstance(each, ast.Call) and ast.unparse(each.func).endswith("partial")]
+    names = [ast.unparse(each) for each in (*functions, *(part for each in partials for part in each.args[:1]))]
+    return any(name.endswith(".__call__") and not name.startswith(f"{own}.") for name in names)
 
 
 def _is_from(function: ast.FunctionDef, name: ast.expr | None, node: ast.expr | ast.AugAssign) -> bool:
@@ -238,13 +210,10 @@ def _is_from(function: ast.FunctionDef, name: ast.expr | None, node: ast.expr | 
         if not isinstance(target, ast.Name) or _is_shared(function, target.id):
             return False
         after = [n for later in function.body[place + 1 :] for n in ast.walk(later)]
-        return [n for n in after if target.id in _names_of(n)] == [name]
+        # Names are also bound by `case y`, `except E as y`, `import z as y`.
+        places = [(n, getattr(n, attribute, None)) for n in after for attribute in ("id", "name", "asname", "rest")]
+        return [n for n, found in places if found == target.id] == [name]
     return False
-
-
-def _names_of(node: ast.AST) -> set[object]:
-    """Names that a node reads or binds: also `case y`, `except E as y`, `import z as y`."""
-    return {getattr(node, attribute, None) for attribute in ("id", "name", "asname", "rest")}
 
 
 def _is_shared(function: ast.FunctionDef, name: str) -> bool:
@@ -311,10 +280,7 @@ def mentioned_by_forward(kind: type) -> set[str]:
 
 
 def _names_in(code: types.CodeType | None) -> list[str]:
-    if code is None:
-        return []
-    inner = [name for const in code.co_consts if isinstance(const, types.CodeType) for name in _names_in(const)]
-    return [*dict.fromkeys([*code.co_names, *inner])]
+    return [*dict.fromkeys(name for each in codes_in(code) for name in each.co_names)] if code else []
 
 
 def _spans(node: ast.expr | ast.AugAssign) -> list[tuple[int, int, int, int]]:
@@ -325,11 +291,6 @@ def _spans(node: ast.expr | ast.AugAssign) -> list[tuple[int, int, int, int]]:
         name = node.func
         found.append(((name.end_lineno or 0) - 1, (name.end_col_offset or 0) - len(name.attr.encode()), *end))
     return found
-
-
-def _method_names(kind: type) -> list[str]:
-    names = dict.fromkeys(name for base in kind.__mro__ for name, value in vars(base).items() if _plain_code(value))
-    return ["forward", *(name for name in names if name != "forward")]
 
 
 def _plain_code(value: object) -> types.CodeType | None:

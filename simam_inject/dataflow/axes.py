@@ -11,7 +11,6 @@ has no layout: SimAM is not applied to a guess. Class names are not used.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -151,20 +150,10 @@ def _found_again(source: Value, probe: torch.Tensor, target: torch.Tensor) -> La
     return frozenset(found)
 
 
-@dataclass(frozen=True, slots=True)
-class Axes:
-    """The axes of a feature map."""
-
-    channel_dim: int
-    name: str
-    """`NCHW`, `NHWC`, `NLC`, ..."""
-    measured: bool
-
-
 def find_axes(
     value: Value, batch: Shape | None, size: Shape | None, *, fixed_size: bool, samples: int | None
-) -> Axes | str:
-    """Batch, channels and spatial dimensions of a value of rank 3 to 5; or why SimAM cannot be applied to it.
+) -> dict[str, Any]:
+    """Facts of a site about its axes, for a value of rank 3 to 5; or the obstacle, if SimAM cannot be applied to it.
 
     Args:
         value: in the example forward.
@@ -186,18 +175,17 @@ def find_axes(
     if problem is None and 0 in resized:
         problem = "its first dimension depends on the image size, as with windows or positions: its shape is {}"
     if problem is not None:
-        return problem.format(shape)
+        return {"obstacle": problem.format(shape)}
     candidates = set(range(1, rank)) - resized
     measured = bool(resized) and len(candidates) == 1
     channel = candidates.pop() if measured else _known_channel(layout, candidates, resized, other_batch is not None)
     if isinstance(channel, str):
-        return channel.format(shape)
+        return {"obstacle": channel.format(shape)}
     if channel not in (1, rank - 1):
-        return f"has its channels in dimension {channel}, neither second nor last: its shape is {shape}"
+        return {"obstacle": f"has its channels in dimension {channel}, neither second nor last: its shape is {shape}"}
     spatial = {3: "L", 4: "HW", 5: "DHW"}[rank]
-    is_second = channel == 1
-    name = f"NC{spatial}" if is_second else f"N{spatial}C"
-    return Axes(1 if is_second else -1, name, measured and other_batch is not None)
+    facts = {"channel_dim": 1, "axes": f"NC{spatial}"} if channel == 1 else {"channel_dim": -1, "axes": f"N{spatial}C"}
+    return facts | {"axes_measured": measured and other_batch is not None}
 
 
 _NO_BATCH = "has no batch dimension: its shape is {}; give an example with a batch"

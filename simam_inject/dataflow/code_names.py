@@ -12,6 +12,8 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any
 
+from simam_inject.source import codes_in
+
 _LIBRARIES = frozenset({"torch", "numpy", "simam_inject", "lightning", "pydantic"})
 FOREIGN = _LIBRARIES | {"logging", "threading", "typing", "re", "os", "sys", "builtins", "abc", "functools", "enum"}
 """Libraries whose objects no forward of a user's network is expected to change."""
@@ -24,24 +26,17 @@ def is_of(libraries: frozenset[str], module: Any) -> bool:
     return str(module).partition(".")[0] in libraries
 
 
-def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    yield code
-    for const in code.co_consts:
-        if isinstance(const, types.CodeType):
-            yield from _codes(const)
-
-
 @lru_cache(4096)
 def names_in(code: types.CodeType) -> frozenset[str]:
     """Every name, and every string, which may be a name: `globals()["CACHE"]`."""
-    strings = (const for each in _codes(code) for const in each.co_consts if isinstance(const, str))
-    return frozenset(chain(strings, *(each.co_names for each in _codes(code))))
+    strings = (const for each in codes_in(code) for const in each.co_consts if isinstance(const, str))
+    return frozenset(chain(strings, *(each.co_names for each in codes_in(code))))
 
 
 @lru_cache(4096)
 def _imports_in(code: types.CodeType) -> tuple[tuple[str, int, Any], ...]:
     """Name, number of dots, and what is imported from it, of each import statement."""
-    importing = (each for each in _codes(code) if dis.opmap["IMPORT_NAME"] in each.co_code[::2])
+    importing = (each for each in codes_in(code) if dis.opmap["IMPORT_NAME"] in each.co_code[::2])
     return tuple(found for each in importing for found in dis._find_imports(each))  # type: ignore[attr-defined]
 
 

@@ -1,36 +1,34 @@
-"""Decoder blocks: blocks that join (`cat`, `add`) an upsampled map with an earlier one that they are given.
-
-So are blocks that read such a join, or made the upsampled map, and one of the same class beside it that upsamples
-without a join. Heads do not count.
-"""
+"""Decoder blocks, at each join (`cat`, `add`) of an upsampled map with an earlier one: see docs/recipes.md."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 
-from simam_inject.dataflow.heads import is_head, weight
-from simam_inject.dataflow.upsampling import PASSING, ancestors, keeps_size, passed_on, upsamples, was_upsampled
+from simam_inject.dataflow.steps import (
+    PASSING,
+    Structure,
+    ancestors,
+    is_head,
+    keeps_size,
+    passed_on,
+    upsamples,
+    was_upsampled,
+    weight,
+)
 from simam_inject.dataflow.values import NEVER, Frame, Recording, Step, covers
 from simam_inject.modules import CONTAINERS
 
 
 class Decoders:
-    """Searches a recording for decoder blocks.
+    """Searches a recording for decoder blocks; residual joins, gates and main blocks are found already."""
 
-    Args:
-        recording: what the network did.
-        residual: paths of blocks that have a residual join.
-        main: paths of main blocks.
-        other_joins: paths of residual joins, and of what is inside of gates.
-    """
-
-    def __init__(self, recording: Recording, residual: Set[str], main: Set[str], other_joins: Set[str]) -> None:
+    def __init__(self, recording: Recording, known: Structure) -> None:
         self.recording = recording
-        self.other_joins = other_joins
+        self.other_joins = {*known.joins.values(), *known.in_gate}
         scopes = [path for path, call in recording.first_calls.items() if call.is_scope]
         self.heads = {path for path in scopes if is_head(recording, path)}
         self.own_heads = {path for path in self.heads if is_head(recording, path, fewer=False)}
-        self.main = main - (self.own_heads - residual)
+        self.main = known.main - (self.own_heads - known.residual)
 
     def find(self) -> set[str]:
         """Paths of decoder blocks."""
@@ -39,8 +37,12 @@ class Decoders:
             for step in call.steps:
                 if step.kind in ("cat", "add") and step.path not in self.other_joins:
                     found |= self._blocks_at(path, call, step)
-        found = {path for path in found if not _has_several_inside(self.recording, found, path)}
-        found = {path for path in found if not _is_part_of_another(self.recording, found, path)}
+        kinds = {path: type(self.recording.modules[path]) for path in found}
+        inside = {path: [kinds[one] for one in found if one != path and covers({path}, one)] for path in found}
+        # The decoder of a UNet++ joins maps for the blocks in it, which are several of one other class.
+        found = {path for path in found if all(inside[path].count(one) < 2 for one in {*inside[path]} - {kinds[path]})}
+        # Of one class, which contains itself, all levels are decoder blocks.
+        found = {path for path in found if not covers({one for one in found if kinds[one] is not kinds[path]}, path)}
         alike = set()
         for path, call in calls.items():  # the last one often has no skip to join
             kind = (path.rpartition(".")[0], type(call.module))
@@ -52,8 +54,7 @@ class Decoders:
 
     def _blocks_at(self, path: str, call: Frame, join: Step) -> set[str]:
         """Decoder blocks that a join belongs to; none if its operands came to their size in the same way."""
-        written = self.recording.writes
-        maps = [one for one in join.inputs if one.value is not None and one.value.is_from_input(written)]
+        maps = [one for one in join.inputs if one.value is not None and not one.value.is_constant]
         origins = [was_upsampled(one, join.kind == "add") for one in maps]
         if len(set(origins)) < 2:
             return set()
@@ -89,27 +90,11 @@ def _is_given_one(call: Frame, joined: Sequence[Step], origins: Sequence[float])
     rising = ancestors(*(one for one, origin in zip(joined, origins, strict=True) if origin == max(origins)))
     own = [*(ancestors(*joined) - rising), *joined, *(factor for step in joined for factor in _scaled(step))]
     sources = [source for step in own for source in step.inputs]
-    return any(step.value in maps for step in own) or any(map(_is_stored, [*own, *sources]))
-
-
-def _is_stored(step: Step) -> bool:
-    """A map that the network has computed before, and that the block finds in an attribute, as fastai's U-Net does."""
-    return step.kind == "outside" and step.value is not None and step.value.made != NEVER
+    found = [step.value for step in (*own, *sources) if step.kind == "outside"]  # as in fastai's U-Net
+    return any(step.value in maps for step in own) or any(value and value.made != NEVER for value in found)
 
 
 def _scaled(step: Step) -> list[Step]:
     """Operands of the product that a block returns: the map that attention scales."""
     steps = step.call.steps if step.call else []
     return [one for product in steps if product.kind == "mul" and product.value is step.value for one in product.inputs]
-
-
-def _has_several_inside(recording: Recording, found: set[str], path: str) -> bool:
-    """Two decoder blocks of one other class are inside, as in the decoder of a UNet++, which joins maps for them."""
-    kinds = [type(recording.modules[one]) for one in found if one != path and covers({path}, one)]
-    return any(kinds.count(kind) > 1 for kind in kinds if kind is not type(recording.modules[path]))
-
-
-def _is_part_of_another(recording: Recording, found: set[str], path: str) -> bool:
-    """Another of the decoder blocks contains it; of one class, which contains itself, all levels are decoder blocks."""
-    kind = type(recording.modules[path])
-    return covers({other for other in found if other != path and type(recording.modules[other]) is not kind}, path)

@@ -1,38 +1,22 @@
 """Main blocks: what a network repeats between its stem and its head, from the dataflow alone.
 
-From the root downwards: a module is a block if it returns one feature map (also in a tuple or list), is not a plain
-container, contains at least two convolutions (or one and two matrix products), and its maps span at most two
-reductions. What is given no map of known axes (as the image of a network of one size) may span more reductions, if
-it has no block inside: the stem of a transformer. The parts of these blocks are searched instead, if there are blocks
-among them:
-
-* what returns the very tensor of a block inside it, perhaps passed on by a dropout or a cast, or a smaller map than
-  those of blocks of which two have the same class, and has at least half of its convolutions in such blocks: a stage;
-* what contains all convolutions: the network itself in a wrapper, also without blocks inside;
-* classes whose modules contain each other: a recursion;
-* blocks of which no two have the same class, around blocks of which two have: a trunk with a skip connection around it.
-
-In the container of a block, the other modules of its class that return maps are blocks as well.
-Classes of several blocks that are all heads are left out. Of a head after the last class that is repeated, blocks of
-the repeated classes inside are taken instead, if two have the same class.
-Where a network has no block, or only such of their classes, residual blocks of one convolution count as well; where it
-has none of these either, plain `Sequential`s that have most of its convolutions. Where there are none at all, modules
-count in which no map can be attended, so that a rule tells why.
+docs/recipes.md has the definition. The search goes from the root downwards, several times: what it has found decides
+which classes are searched for blocks inside, and which other modules are blocks too.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from os.path import commonprefix
 
 from torch import nn
 
 from simam_inject.dataflow.anatomy import Site
-from simam_inject.dataflow.heads import is_last_head
 from simam_inject.dataflow.module_kinds import UPSAMPLING
+from simam_inject.dataflow.steps import is_head
 from simam_inject.dataflow.values import Entries, Frame, Recording, keyed
 from simam_inject.modules import CONTAINERS
 
@@ -49,21 +33,21 @@ class _Contents:
     """Number of spatial dimensions and reduction of each map in it."""
     given: set[tuple[int, int]] = field(default_factory=set)
     """The same of the maps that it is given."""
-    shapes: set[tuple[int, ...]] = field(default_factory=set)
-    """Of all tensors that it is given: the image of a network of one size has no known axes."""
+    ranks: set[int] = field(default_factory=set)
+    """Spatial dimensions of all tensors that it is given: the image of a network of one size has no known axes."""
 
 
 class MainBlocks:
     """Finds the main blocks, from the root downwards."""
 
-    def __init__(self, recording: Recording, sites: Mapping[str, Site]) -> None:
+    def __init__(self, recording: Recording, sites: Mapping[str, Site], residual: Set[str]) -> None:
         self.recording = recording
+        self.residual = residual
         self.sites = sites
         self.sites = {path: self._as_one_map(site) for path, site in sites.items()}
         self.contents: defaultdict[str, _Contents] = defaultdict(_Contents)
         self.classes: set[type[nn.Module]] = set()
         """Classes of the blocks found so far: one is a block even if it returns the output of its last part."""
-        self.residual: set[str] = set()
         self.units: set[str] = set()
         """Residual blocks that count as blocks with one convolution already."""
         self.recursive: set[type[nn.Module]] = set()
@@ -74,20 +58,26 @@ class MainBlocks:
         """Plain Sequentials count as blocks."""
         self.with_obstacles = False
         """Modules in which no map can be attended count as blocks."""
-        for site in sites.values():
+        self._add_contents(sites.values())
+        self.networks = set(filter(self._is_network, recording.first_calls))
+        """The network itself, and what wraps it."""
+
+    def _add_contents(self, sites: Iterable[Site]) -> None:
+        for site in sites:
             spatial = site.spatial if site.obstacle is None else None
             maps = {(len(spatial), site.reduction)} if spatial and max(spatial) > 1 and site.reduction else set()
             is_convolution = site.kind.startswith("conv") and max((site.shape or ())[2:], default=1) > 1
-            is_product, has_size = site.kind in _PRODUCTS, _makes_maps(site.kind)
+            # A kind of operation whose result has a size in space: what attention computes has numbers of tokens.
+            has_size = site.kind in ("block", *UPSAMPLING) or site.kind.startswith("conv") or "pool" in site.kind
             for above in _above(site.path if site.kind == "block" else site.scope):
                 contents = self.contents[above]
                 contents.convolutions += is_convolution
-                contents.products += is_product
+                contents.products += site.kind in _PRODUCTS
                 if has_size:
                     contents.maps |= maps
             if site.kind == "input":
                 self.contents[site.scope].given |= maps
-                self.contents[site.scope].shapes |= {site.shape} if site.shape else set()
+                self.contents[site.scope].ranks |= {len(site.shape) - 2} if site.shape else set()
 
     def _as_one_map(self, site: Site) -> Site:
         """The site; of a block that returns one feature map in a tuple, perhaps beside a vector, that map."""
@@ -109,18 +99,17 @@ class MainBlocks:
         has_axes = any(axes for *_, axes in found)
         return [(keys, value) for keys, value, axes in found if axes or not has_axes]
 
-    def find(self, residual: set[str]) -> set[str]:
+    def find(self) -> set[str]:
         """All main blocks."""
-        self.residual = residual
         blocks = self._inside("")
         self.recursive = self._recursive_among(blocks)
         blocks = self._inside("") or blocks
         if not self._repeated(blocks):
             blocks = self._inside_all(blocks)
-        single = {path for path in residual if self.contents[path].convolutions == 1}
+        single = {path for path in self.residual if self.contents[path].convolutions == 1}
         classes = self._classes(blocks)
         if classes <= self._classes(single):
-            self.units = {path for path in single if not blocks or type(self.recording.modules[path]) in classes}
+            self.units = {path for path in single if not blocks or self._kind(path) in classes}
             blocks = self._inside("")
         if not blocks:
             self.with_containers = True
@@ -129,7 +118,8 @@ class MainBlocks:
             self.with_containers = len(blocks) > 1 and inside > self.contents[""].convolutions / 2
             self.with_obstacles = not self.with_containers
         self.classes = self._block_classes(blocks)
-        self.beside = {self._place(path) for path in blocks if type(self.recording.modules[path]) not in CONTAINERS}
+        named = [path for path in blocks if self._kind(path) not in CONTAINERS]
+        self.beside = {(path.rpartition(".")[0], self._kind(path)) for path in named}
         blocks = self._inside("")
         return self._between_stem_and_head(blocks)
 
@@ -150,7 +140,7 @@ class MainBlocks:
         if inside.convolutions < 2 and not (inside.convolutions and has_products):
             return False
         rank = len(site.spatial)
-        given = {rank for rank, _ in inside.given} or {len(shape) - 2 for shape in inside.shapes}
+        given = {rank for rank, _ in inside.given} or inside.ranks
         if given and rank not in given:  # turns a map into tokens, or back
             return False
         if path in self.residual and (rank, site.reduction) in inside.given:
@@ -159,12 +149,12 @@ class MainBlocks:
         least = min([site.reduction or 1, *(reduction for _, reduction in inside.given)]) if inside.given else 1
         return sum(one == rank and reduction >= least for one, reduction in inside.maps) <= most
 
-    def _place(self, path: str) -> tuple[str, type[nn.Module]]:
-        return path.rpartition(".")[0], type(self.recording.modules[path])
+    def _kind(self, path: str) -> type[nn.Module]:
+        return type(self.recording.modules[path])
 
     def _is_beside(self, path: str) -> bool:
         """It returns one feature map or several, and a block of its class is in the same container."""
-        if self._place(path) not in self.beside:
+        if (path.rpartition(".")[0], self._kind(path)) not in self.beside:
             return False
         site = self.sites[path]
         return len(site.maps) > 1 or (site.obstacle is None and max(site.spatial or (0,)) > 1)
@@ -173,15 +163,17 @@ class MainBlocks:
         """Main blocks among what a module calls, in order of execution."""
         found: list[str] = []
         for child in [step.path for step in self.recording.first_calls[path].steps if step.kind == "block"]:
-            inside = [] if child in _above(path) else self._inside(child)  # a module may call itself
+            if child in _above(path):  # a module may call itself
+                continue
+            inside = self._inside(child)
             is_block = (self._is_block(child) or self._is_beside(child)) and not self._is_stage(child, inside)
             if is_block and not self._is_everything(child):
                 found.append(child)
-            elif child not in _above(path):
-                is_stem = not self.contents[child].given and type(self.recording.modules[child]) not in CONTAINERS
-                is_whole = is_block or (is_stem and self._is_block(child, most=math.inf))
-                is_whole = is_whole and not self._is_network(child)
-                found += inside or [child] * is_whole
+            elif inside:
+                found += inside
+            elif child not in self.networks:
+                is_stem = not self.contents[child].given and self._kind(child) not in CONTAINERS
+                found += [child] if is_block or (is_stem and self._is_block(child, most=math.inf)) else []
         return list(dict.fromkeys(found))
 
     def _is_everything(self, path: str) -> bool:
@@ -189,15 +181,10 @@ class MainBlocks:
         return self.contents[path].convolutions == self.contents[""].convolutions
 
     def _is_network(self, path: str) -> bool:
-        """A module contains all convolutions of the network and all its parameters, as in a wrapper."""
+        """A module, no plain container, contains all convolutions and parameters, as the network in a wrapper does."""
         whole, inside = self.recording.modules[""], self.recording.modules[path]
-        return self._is_everything(path) and len([*whole.parameters()]) == len([*inside.parameters()])
-
-    def _depth(self) -> int:
-        """Length of the path of the network itself, in its wrappers."""
-        calls = self.recording.first_calls.items()
-        owners = [path for path, call in calls if type(call.module) not in CONTAINERS and self._is_network(path)]
-        return max((len(_above(path)) - 1 for path in owners), default=0)
+        is_whole = self._is_everything(path) and len([*whole.parameters()]) == len([*inside.parameters()])
+        return is_whole and type(inside) not in CONTAINERS
 
     def _recursive_among(self, blocks: list[str]) -> set[type[nn.Module]]:
         """Classes of blocks of which one contains its own class, or that all are inside one of their own class."""
@@ -212,7 +199,7 @@ class MainBlocks:
         return found | ({type(modules[path]) for path in blocks} - alone)
 
     def _classes(self, paths: Iterable[str]) -> set[type[nn.Module]]:
-        return {type(self.recording.modules[path]) for path in paths}
+        return {self._kind(path) for path in paths}
 
     def _block_classes(self, blocks: list[str]) -> set[type[nn.Module]]:
         """Classes of the blocks, without those that hold blocks more often: a container of the user's own."""
@@ -235,32 +222,28 @@ class MainBlocks:
 
     def _repeated(self, blocks: list[str]) -> list[int]:
         """Indices of the blocks whose class occurs more than once among them."""
-        counts = Counter(type(self.recording.modules[path]) for path in blocks)
-        return [index for index, path in enumerate(blocks) if counts[type(self.recording.modules[path])] > 1]
+        counts = Counter(self._kind(path) for path in blocks)
+        return [index for index, path in enumerate(blocks) if counts[self._kind(path)] > 1]
 
     def _is_stage(self, path: str, blocks: list[str]) -> bool:
         """It returns the tensor of a block inside it, or a smaller map than those of several blocks.
 
         The blocks have half of its convolutions at least; of a plain Sequential, any number.
         """
-        frame, own = self.recording.first_calls[path], type(self.recording.modules[path])
+        frame, own = self.recording.first_calls[path], self._kind(path)
         share = sum(self.contents[block].convolutions for block in blocks)
         maps = self._maps_of(frame)
         if len(maps) != 1 or (own not in CONTAINERS and 2 * share < self.contents[path].convolutions):
             return False
-        is_chain = path not in self.residual and self._repeated(blocks)
-        if is_chain and all(self._makes_smaller(path, block) for block in blocks):
+        whole, parts = self.sites[path], [self.sites[block] for block in blocks]
+        are_alike = {len(part.spatial or ()) for part in parts} == {len(whole.spatial or ())}
+        is_smaller = all((part.reduction or math.inf) < (whole.reduction or 0) for part in parts)
+        if path not in self.residual and self._repeated(blocks) and are_alike and is_smaller:
             return True
         returns = [call for value in maps[0][1].passed_from() for call, _ in value.returns]
         inner = [call for call in returns if call.path.startswith(f"{path}.") and self._is_block(call.path)]
         inner = [call for call in inner if len(self._maps_of(call)) == 1]
         return bool(inner) and (own not in self.classes or any(type(call.module) is own for call in inner))
-
-    def _makes_smaller(self, path: str, block: str) -> bool:
-        """It ends with a convolution or a pooling: a map of the rank of the block's, but smaller."""
-        whole, part = self.sites[path], self.sites[block]
-        ranks = {len(site.spatial or ()) for site in (whole, part)}
-        return len(ranks) == 1 and (part.reduction or math.inf) < (whole.reduction or 0)
 
     def _between_stem_and_head(self, blocks: list[str]) -> set[str]:
         """Leave out the stem, before the first class that is repeated, and the head, after the last one.
@@ -269,12 +252,13 @@ class MainBlocks:
         a last stage that is one block of another class and makes the map smaller.
         """
         blocks = self._without_heads(blocks)
-        kinds = [type(self.recording.modules[path]) for path in blocks]
+        kinds = [self._kind(path) for path in blocks]
         repeated = self._repeated(blocks)
         if not repeated:
             return set(blocks)
         first, last = repeated[0], repeated[-1]
-        found, depth = set(blocks[first : last + 1]), self._depth()
+        found = set(blocks[first : last + 1])
+        depth = max((len(_above(path)) - 1 for path in self.networks), default=0)
         for kind, beyond in ((kinds[first], blocks[:first]), (kinds[last], blocks[last + 1 :])):
             alike = [path.split(".")[:-1] for path, other in zip(blocks, kinds, strict=True) if other is kind]
             container = commonprefix(alike)  # noqa: RUF071 - of lists of names, not of characters
@@ -294,21 +278,16 @@ class MainBlocks:
     def _without_heads(self, blocks: list[str]) -> list[str]:
         """Without the classes of several blocks that all make a result of the network, as auxiliary heads do."""
         repeated = {blocks[at] for at in self._repeated(blocks)} - self.residual
-        others = {path for path in blocks if path not in repeated or not is_last_head(self.recording, path)}
+        others = {path for path in blocks if path not in repeated or not is_head(self.recording, path, last=True)}
         classes = self._classes(others)
-        return [path for path in blocks if type(self.recording.modules[path]) in classes]
+        return [path for path in blocks if self._kind(path) in classes]
 
     def _parts(self, path: str, classes: set[type[nn.Module]]) -> list[str]:
         """The outermost blocks of these classes inside a block, if two of them have the same class."""
         above = {one: _above(one)[1:] for one in self.recording.first_calls if one}
-        known = [one for one in above if type(self.recording.modules[one]) in classes and path in above[one]]
+        known = [one for one in above if self._kind(one) in classes and path in above[one]]
         inside = [one for one in known if self._is_block(one) and not set(known) & set(above[one])]
         return inside if self._repeated(inside) else []
-
-
-def _makes_maps(kind: str) -> bool:
-    """A kind of operation whose result has a size in space: what attention computes has numbers of tokens."""
-    return kind == "block" or kind.startswith("conv") or "pool" in kind or kind in UPSAMPLING
 
 
 def _above(path: str) -> list[str]:

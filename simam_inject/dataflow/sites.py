@@ -15,7 +15,7 @@ from torch import nn
 from simam_inject.dataflow.anatomy import SCRIPTED, Anatomy, Site
 from simam_inject.dataflow.axes import find_axes
 from simam_inject.dataflow.example import Example
-from simam_inject.dataflow.module_kinds import conv_facts, module_kind
+from simam_inject.dataflow.module_kinds import module_kind
 from simam_inject.dataflow.recorder import storage_of
 from simam_inject.dataflow.structure import find_structure
 from simam_inject.dataflow.values import NEVER, Read, Recording, Shape, Step, Value, covers, keyed
@@ -24,6 +24,7 @@ from simam_inject.modules import called_modules, has_children, own_calls, runs_h
 from simam_inject.source import returns_the_same
 
 _NOT_BASES = frozenset({"Module", "object"})
+_LISTS = (nn.ModuleList, nn.ModuleDict)
 UNUSED = "its output is never used by an operation that is recorded"
 _NO_EFFECT = "no output of the model depends on it through operations that are recorded"
 _IN_PLACE = (
@@ -31,8 +32,8 @@ _IN_PLACE = (
     "reads that tensor"
 )
 _REWORKED = (
-    "hooks see only what its forward returns, and the __call__ of {} may return another tensor: in plain code, let it "
-    "only return the result of `super().__call__(...)`, perhaps after `.contiguous()`, `.float()` or `.to(...)`"
+    "hooks see only what its forward returns, and the __call__ of {} may return another tensor: let it only "
+    "`return super().__call__(...)`"
 )
 
 
@@ -85,7 +86,7 @@ class Surveyor:
             step = None if path in sites else self._step_of_call(path)
             if step is not None:
                 names[step.path], self.base.steps[path] = path, step
-            elif path not in sites and not _is_mere_container(module):
+            elif path not in sites and not (isinstance(module, _LISTS) and type(module).forward is nn.Module.forward):
                 sites[path] = self._outside_of_steps(path, module)
         self._relate(sites)
         found = []
@@ -189,15 +190,9 @@ class Surveyor:
         size = {} if self.size is None else self.size
         batch = self.batch.get(path)
         axes = find_axes(value, batch, size.get(path), fixed_size=self.size is None, samples=self.samples)
-        if isinstance(axes, str):
-            return facts | {"obstacle": axes}
-        spatial = shape[2:] if axes.channel_dim == 1 else shape[1:-1]
-        return facts | {
-            "channel_dim": axes.channel_dim,
-            "axes": axes.name,
-            "axes_measured": axes.measured,
-            "reduction": _reduction(self.image, spatial),
-        }
+        if "obstacle" not in axes:
+            facts["reduction"] = _reduction(self.image, shape[2:] if axes["channel_dim"] == 1 else shape[1:-1])
+        return facts | axes
 
 
 def _live_storages(recording: Recording) -> Set[int]:
@@ -274,13 +269,9 @@ def _origins(values: Sequence[Value | None], looked_through: Set[str] = TRANSPAR
     return tuple(found)
 
 
-def _is_mere_container(module: nn.Module) -> bool:
-    return isinstance(module, (nn.ModuleList, nn.ModuleDict)) and type(module).forward is nn.Module.forward
-
-
 def _module_facts(module: nn.Module) -> dict[str, Any]:
     names = tuple(base.__name__ for base in type(module).__mro__ if base.__name__ not in _NOT_BASES)
-    return {"class_name": names[0] if names else type(module).__name__, "bases": names, **conv_facts(module)}
+    return {"class_name": names[0] if names else type(module).__name__, "bases": names}
 
 
 def _reduction(image: Shape, spatial: Shape) -> int | None:

@@ -1,22 +1,18 @@
 """The structure of a network, from its dataflow alone: residual joins, skips, gates, main and decoder blocks.
 
-* A **residual join** is an `add` whose two operands come from a common value, one of them (the branch) through more
-  convolutions and matrix products than the other (the skip), which goes through two at the most.
-* A **gate** scales another feature map: the operand of a `mul` that ends in a sigmoid or a softmax, or is broadcast.
-* A **main block** is what a network repeats between stem and head; see `main_blocks`.
-* A **decoder block** joins an upsampled map with an earlier one; see `decoders`.
+docs/recipes.md has the definitions. A *join* is an `add` of a branch with its skip, a *gate* one factor of a `mul`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
 
 from simam_inject.dataflow.anatomy import Site
 from simam_inject.dataflow.decoders import Decoders
-from simam_inject.dataflow.heads import SQUASHING, weight
 from simam_inject.dataflow.main_blocks import MainBlocks
-from simam_inject.dataflow.upsampling import (
+from simam_inject.dataflow.steps import (
+    SQUASHING,
+    Structure,
     ancestors,
     has_two_maps,
     keeps_size,
@@ -24,6 +20,7 @@ from simam_inject.dataflow.upsampling import (
     sizes_given,
     upsamples,
     was_upsampled,
+    weight,
 )
 from simam_inject.dataflow.values import Frame, Recording, Step, covers
 from simam_inject.kinds import words
@@ -37,20 +34,6 @@ _RESHAPING = words(
 )
 
 
-@dataclass(slots=True)
-class Structure:
-    """What was found, by path."""
-
-    joins: dict[str, str] = field(default_factory=dict)
-    """Path of a branch -> path of the add that it enters."""
-    residual: set[str] = field(default_factory=set)
-    main: set[str] = field(default_factory=set)
-    decoder: set[str] = field(default_factory=set)
-    on_skip: set[str] = field(default_factory=set)
-    """Paths of steps on a skip; whatever is inside them is on it too."""
-    in_gate: set[str] = field(default_factory=set)
-
-
 def find_structure(recording: Recording, sites: Mapping[str, Site]) -> Structure:
     """Read the structure off the recorded steps."""
     found = Structure()
@@ -61,11 +44,10 @@ def find_structure(recording: Recording, sites: Mapping[str, Site]) -> Structure
     times = [one.value.made for one in recording.steps.values() if one.value and one.is_leaf and weight(one)]
     for call in recording.first_calls.values():
         found.in_gate.update(step.path for step in _inside_gates(call, times))
-    blocks = MainBlocks(recording, sites).find(found.residual)
+    blocks = MainBlocks(recording, sites, found.residual).find()
     found.main = {path for path in blocks if not covers(found.in_gate, path)}
-    other_joins = {*found.joins.values(), *found.in_gate}
     if any(upsamples(step) for _, step in steps):  # of a classifier, no step does
-        found.decoder = Decoders(recording, found.residual, found.main, other_joins).find()
+        found.decoder = Decoders(recording, found).find()
     return found
 
 

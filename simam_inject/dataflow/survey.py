@@ -38,7 +38,8 @@ def survey_model(
         ModelError: a forward is being traced in this thread, the model cannot be run on the example, or its first
             forward adds layers.
     """
-    _refuse_while_tracing()
+    if torch._C._get_tracing_state() is not None or torch.compiler.is_compiling() or is_fx_symbolic_tracing():
+        raise ModelError("a forward is being traced; call inject, plan and verify outside of tracing")
     flow = None
     with same_surroundings(model):
         with suppress(Exception):  # it looks at values, or uses operations that have no meta form
@@ -106,13 +107,11 @@ def _survey(model: nn.Module, example: Example, strip: Callable[[nn.Module], obj
         batch = again(larger, new_twin())
     sizes = (again(given.with_size(spatial), new_twin() if is_cached else twin) for spatial in SPATIAL)
     size = next((found.shapes for found in sizes if found is not None and not _has_more_samples(base, found)), None)
-    return Surveyor(twin, example, base, {} if batch is None else _with_samples(batch, base), size).survey()
-
-
-def _with_samples(batch: Namer, base: Recording) -> dict[str, Shape]:
-    """Shapes of values with a larger batch; without those in modules that run more often then, once for each sample."""
-    often = {path for path, count in batch.calls.items() if count > base.calls[path]}
-    return {path: shape for path, shape in batch.shapes.items() if not covers(often, path.partition("[")[0])}
+    samples = dict[str, Shape]()
+    if batch is not None:  # what runs more often then, runs once for each sample
+        often = {path for path, count in batch.calls.items() if count > base.calls[path]}
+        samples = {path: shape for path, shape in batch.shapes.items() if not covers(often, path.partition("[")[0])}
+    return Surveyor(twin, example, base, samples, size).survey()
 
 
 def _has_more_samples(base: Recording, larger: Namer) -> bool:
@@ -148,9 +147,3 @@ def _apart(base: Recording, both: Namer) -> tuple[dict[str, Shape], dict[str, Sh
                 return None
         samples[path], sizes[path] = (*found[:1], *value.shape[1:]), (*value.shape[:1], *found[1:])
     return samples, sizes
-
-
-def _refuse_while_tracing() -> None:
-    tracing = torch._C._get_tracing_state() is not None or torch.compiler.is_compiling() or is_fx_symbolic_tracing()
-    if tracing:
-        raise ModelError("a forward is being traced; call inject, plan and verify outside of tracing")

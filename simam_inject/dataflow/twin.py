@@ -35,8 +35,7 @@ _ATOMS: tuple[type, ...] = (type, types.BuiltinFunctionType, types.ModuleType, t
 _ATOMS += (torch.dtype, torch.device, torch.Size, torch.UntypedStorage)
 _SHARED_LIBRARIES = frozenset({"lightning", "lightning_fabric", "pytorch_lightning", "logging", "threading"})
 """Objects of these refer to trainers, data sets and files, and are shared. So are sentinels (`object()`), which are
-compared by identity, and objects with a `__del__`: deleting a copy would close what the original uses. One that refers
-to a module is copied nevertheless, without its `__del__`: what it runs has to be the twin's."""
+compared by identity, and objects with a `__del__`: deleting a copy would close what the original uses."""
 _COMPILED = "_torchdynamo_orig_callable"
 """Attribute of a function that `torch.compile` has made: the original, which runs in the twin."""
 _TABLES = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set)))
@@ -73,8 +72,8 @@ class _Copier(pickle.Pickler):
         """What goes through the pickle by reference, by number."""
         self.get = self.passed.__getitem__
         self.twins: dict[int, Any] = {}
-        self.waiting: deque[tuple[Any, tuple[dict[str, Any], dict[str, Any]]]] = deque()
-        """Twins of modules and tensors whose attributes and slots are still to be copied."""
+        self.waiting: deque[tuple[Any, dict[str, Any]]] = deque()
+        """Twins of modules and tensors whose attributes are still to be copied."""
         self.alive: list[Any] = []
         """Originals, so that no `id` is used twice."""
 
@@ -85,7 +84,7 @@ class _Copier(pickle.Pickler):
             return None
         if id(value) not in self.twins:
             if isinstance(value, torch.Tensor):
-                self._enter(value, self._tensor(value), value.__dict__, {})
+                self._enter(value, self._tensor(value), value.__dict__)
             elif kind is object or value is self.get or _is_atom(value) or self._is_shared(value):
                 return self._pass_on(value)
             elif isinstance(value, nn.Module) and not isinstance(value, torch.jit.ScriptModule):
@@ -103,7 +102,7 @@ class _Copier(pickle.Pickler):
         if isinstance(value, types.FunctionType):
             return _COMPILED not in value.__dict__ and not _closes_over_state(value)
         return (
-            (hasattr(kind, "__del__") and not _refers_to_modules(value))
+            hasattr(kind, "__del__")
             or isinstance(value, self.shared)
             or (id(value) in SHARED.get() and not isinstance(value, weakref.ref))
         )
@@ -120,10 +119,6 @@ class _Copier(pickle.Pickler):
             return *self._by_reference(twin), contents_of(value), None, None, _fill_function
         if isinstance(value, types.MethodType):
             return types.MethodType, (value.__func__, value.__self__)
-        if hasattr(type(value), "__del__"):
-            kind = type(value)
-            quiet = type(kind.__name__, (kind,), {"__module__": kind.__module__, "__del__": lambda _: None})
-            return object.__new__, (quiet,), vars(value)
         try:
             parts = value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
         except Exception:  # a lock, a generator, an open file
@@ -142,8 +137,8 @@ class _Copier(pickle.Pickler):
             return types.MappingProxyType, (gc.get_referents(value)[0],)
         if isinstance(value, _VIEWS):
             return getattr(gc.get_referents(value)[0], type(value).__name__.partition("_")[2]), ()
-        if isinstance(value, _lru_cache_wrapper) and _refers_to_modules(value):
-            return _new_cache, (tuple(value.cache_parameters().values()), value.__wrapped__)
+        if isinstance(value, _lru_cache_wrapper) and any(isinstance(each, nn.Module) for each in reachable(value)):
+            return lru_cache(**value.cache_parameters()), (value.__wrapped__,)
         return None
 
     def _by_reference(self, value: Any) -> tuple[Callable[[int], Any], tuple[int]]:
@@ -160,15 +155,13 @@ class _Copier(pickle.Pickler):
                 twin.__dict__[name] = value
                 if type(value) not in _NUMBERS:
                     state[name] = value
-        attributes_and_slots = object.__getstate__(module)
-        slots = attributes_and_slots[1] if isinstance(attributes_and_slots, tuple) else {}
-        self._enter(module, twin, state, slots)
+        self._enter(module, twin, state)
 
-    def _enter(self, original: Any, twin: Any, attributes: dict[str, Any], slots: dict[str, Any]) -> None:
+    def _enter(self, original: Any, twin: Any, attributes: dict[str, Any]) -> None:
         self.twins[id(original)] = twin
         self.alive.append(original)
-        if attributes or slots:
-            self.waiting.append((twin, (attributes, slots)))
+        if attributes:
+            self.waiting.append((twin, attributes))
 
     def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         twin = self.convert(tensor)
@@ -226,15 +219,8 @@ def _is_atom(value: Any) -> bool:
     """What has no twin, nor has anything that it refers to."""
     is_function = isinstance(value, types.BuiltinFunctionType)
     is_method = is_function and not isinstance(value.__self__, (types.ModuleType, types.NoneType, type))
-    return (isinstance(value, _ATOMS) and not is_method) or _is_of_library(value)
-
-
-def _is_of_library(value: Any) -> bool:
-    return type(value).__module__.partition(".")[0] in _SHARED_LIBRARIES
-
-
-def _refers_to_modules(value: Any) -> bool:
-    return any(isinstance(each, nn.Module) for each in reachable(value))
+    is_of_library = type(value).__module__.partition(".")[0] in _SHARED_LIBRARIES
+    return (isinstance(value, _ATOMS) and not is_method) or is_of_library
 
 
 def _closes_over_state(function: types.FunctionType) -> bool:
@@ -257,10 +243,6 @@ def contents_of(function: types.FunctionType) -> tuple[Any, Any, dict[int, Any],
         with suppress(ValueError):  # not filled yet
             cells[index] = cell.cell_contents
     return function.__defaults__, function.__kwdefaults__, cells, function.__dict__
-
-
-def _new_cache(parameters: tuple[Any, ...], function: Any) -> Any:
-    return lru_cache(*parameters)(function)
 
 
 def _fill_function(twin: types.FunctionType, contents: tuple[Any, Any, dict[int, Any], dict[str, Any]]) -> None:
@@ -287,17 +269,14 @@ def copied_with(convert: Convert, value: Any, *, shared: type | tuple[()] = ()) 
         copier.dump(value)
         filled = []
         while copier.waiting:
-            twin, contents = copier.waiting.popleft()
+            twin, attributes = copier.waiting.popleft()
             filled.append(twin)
-            copier.dump(contents)
+            copier.dump(attributes)
         buffer.seek(0)
         loader = _Loader(buffer, copier.passed)
         copy = loader.load()
         for twin in filled:
-            attributes, slots = loader.load()
-            twin.__dict__.update(attributes)
-            for name, content in slots.items():
-                object.__setattr__(twin, name, content)
+            twin.__dict__.update(loader.load())
     return copy
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import types
 from collections import Counter
-from collections.abc import Callable, Container, Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -61,6 +61,8 @@ class Value:
     """Time at which it was computed; NEVER for parameters, buffers and everything else from before the forward."""
     origin: Step | None = None
     """The operation or leaf module that computed it."""
+    is_constant: bool = False
+    """The forward computes it from constants or random numbers alone, perhaps of the size of another map."""
     alias_of: Value | None = None
     """The argument that a module returned as it is: the result counts as another value."""
     readings: list[Read] = field(default_factory=list)
@@ -78,25 +80,6 @@ class Value:
             source = step.value if step else value.alias_of
             found += [source] if source is not None and source.shape == value.shape else []
         return found
-
-    def is_from_input(self, written: Container[int]) -> bool:
-        """The model computes it from what it is given: not noise or a constant, perhaps of the size of another map.
-
-        Args:
-            written: storages that operations have written to, of which anything may be in it.
-        """
-        waiting, seen = [self], set[Value]()
-        while waiting:
-            value = waiting.pop()
-            step = value.origin
-            if (step is None and value.alias_of is None) or value.storage in written:
-                return True
-            kind = "" if step is None or step.call is not None else step.kind
-            takes_size = kind.endswith("_like") or kind.startswith("new_")
-            sources = [one for each in step.inputs for _, one in each.values] if step and not takes_size else []
-            waiting += [one for one in (*sources, value.alias_of) if one is not None and one not in seen]
-            seen.add(value)
-        return False
 
 
 Entries = list[tuple[tuple[Key, ...], Value]]

@@ -22,7 +22,7 @@ from simam_inject.errors import did_you_mean, join_names, shortened
 from simam_inject.kinds import NOT_OPERATIONS, TRANSPARENT, find_kind
 from simam_inject.matching.hits import Hit, Skip
 from simam_inject.recipe.grammar import as_tuple
-from simam_inject.recipe.names import BlockValue, Child, write_child
+from simam_inject.recipe.names import BlockValue, Child
 from simam_inject.recipe.operations import Link, Numbers, Operation, find_element, is_met
 from simam_inject.recipe.rule import Rule
 
@@ -94,8 +94,11 @@ def search_model(search: Search) -> None:
         _search_operations(search, target, blocks)
     elif isinstance(target, Child):
         _search_children(search, target, blocks)
+    elif target.word == "residual":
+        _search_branches(search, blocks)
     else:
-        _search_values(search, target, blocks)
+        for block in blocks:
+            _add_value(search, block, target)
 
 
 def _is_selected(site: Site, rule: Rule) -> bool:
@@ -130,18 +133,6 @@ def _look_inside(search: Search, blocks: Sequence[Site]) -> Inside:
             if above in inside:
                 inside[above].append((site.path[len(above) + 1 :] if above else site.path, site))
     return inside
-
-
-def _search_values(search: Search, target: BlockValue, blocks: Sequence[Site]) -> None:
-    if target.word == "residual":
-        _search_branches(search, blocks)
-    for block in blocks:
-        if target.word != "residual":
-            _add_value(search, block, target)
-        child = search.anatomy.site_by_path.get(f"{block.path}.{target.word}".lstrip("."))
-        if child is not None and child.kind != "input" and search.rule.selects == "block":
-            what = f"{search.rule.position} {target.word} names a value of the block"
-            search.miss(child.path, f"{what}; for the child of that name write {write_child(target.word)!r}")
 
 
 def _add_value(search: Search, block: Site, target: BlockValue) -> None:

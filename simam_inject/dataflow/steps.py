@@ -1,16 +1,43 @@
-"""Where a map was enlarged: what a decoder joins with an earlier map."""
+"""What one step of a forward is for the structure: its convolutions and ancestors, a head, an upsampling."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
-from simam_inject.dataflow.heads import weight
-from simam_inject.dataflow.module_kinds import UPSAMPLING, conv_facts
-from simam_inject.dataflow.values import Step
+from simam_inject.dataflow.module_kinds import UPSAMPLING
+from simam_inject.dataflow.values import Recording, Step
 from simam_inject.kinds import FAMILIES, words
 
-PASSING = FAMILIES["norm"] | FAMILIES["act"] | {"pad"}  # between an upsampling and its join
+_LINEAR = ("linear", "multi_head_attention_forward")
+_MOST = 4
+"""Channels of a result that is an image, a mask or a flow."""
 _ARITHMETIC = words("add sub mul div")
+SQUASHING = words("sigmoid hardsigmoid softmax hard_sigmoid tanh clamp relu6")
+_NOT_LAST = (FAMILIES["norm"] | FAMILIES["act"]) - SQUASHING  # after the last convolution of a head
+PASSING = FAMILIES["norm"] | FAMILIES["act"] | {"pad"}  # between an upsampling and its join
+
+
+@dataclass(slots=True)
+class Structure:
+    """What `find_structure` finds, by path."""
+
+    joins: dict[str, str] = field(default_factory=dict)
+    """Path of a branch -> path of the add that it enters."""
+    residual: set[str] = field(default_factory=set)
+    main: set[str] = field(default_factory=set)
+    decoder: set[str] = field(default_factory=set)
+    on_skip: set[str] = field(default_factory=set)
+    """Paths of steps on a skip; whatever is inside them is on it too."""
+    in_gate: set[str] = field(default_factory=set)
+
+
+def weight(step: Step) -> int:
+    """Convolutions and linear layers in a step."""
+    if step.call is None or step.is_leaf:
+        return int(step.kind.startswith("conv") or step.kind in _LINEAR)
+    return sum(map(weight, step.call.steps))
 
 
 def has_two_maps(step: Step) -> bool:
@@ -37,6 +64,60 @@ def ancestors(*steps: Step) -> set[Step]:
             found.add(step)
             waiting.extend(step.inputs)
     return found
+
+
+# Heads, which make a result of the network
+
+
+def is_head(recording: Recording, path: str, *, fewer: bool = True, last: bool = False) -> bool:
+    """A module ends as a head, and no convolution reads what is computed from its result.
+
+    Args:
+        fewer: see `_ends_as_head`.
+        last: False if a convolution may read a result of at most 4 channels that the network returns.
+    """
+    step = recording.steps.get(path)
+    if step is None or not _ends_as_head(step, fewer):
+        return False
+    is_returned = any(frame.parent is None for _, value in step.values for frame, _ in value.returns)
+    is_result = is_returned and step.shape[1:2] <= (_MOST,)
+    return (is_result and not last) or not _meets_convolution(recording, step)
+
+
+def _ends_as_head(step: Step, fewer: bool) -> bool:
+    """Its last convolution makes at most 4 channels; or it is 1x1 or, if that counts, makes fewer channels than it is
+    given, without norm or activation after it.
+    """
+    inside = list(_leaves(step))
+    at, last = max(((at, one) for at, one in enumerate(inside) if weight(one)), default=(0, step))
+    is_less = fewer and any(last.shape[1:2] < one.shape[1:2] for one in last.inputs[:1])
+    is_plain = not any(one.kind in _NOT_LAST for one in inside[at:])
+    return ((is_less or _is_pointwise(last)) and is_plain) or last.shape[1:2] <= (_MOST,)
+
+
+def _leaves(step: Step) -> Iterator[Step]:
+    """The operations and leaf modules in the call of a block, in the order in which they ran."""
+    for one in step.call.steps if step.call else ():
+        yield from [one] if one.is_leaf else _leaves(one)
+
+
+def _is_pointwise(step: Step) -> bool:
+    return {*step.facts.get("kernel", ())} == {1}
+
+
+def _meets_convolution(recording: Recording, step: Step) -> bool:
+    """A convolution, or a matrix product, reads what is computed from the result."""
+    values = [value for _, value in step.values]
+    for value in values:
+        reads = [read.path for one in recording.same_tensor(value) for read in one.readings]
+        readers = [recording.steps[path] for path in reads if path in recording.steps]
+        if any(map(weight, readers)):
+            return True
+        values += [one for reader in readers for _, one in reader.values if one not in values]
+    return False
+
+
+# Where a map was enlarged: what a decoder joins with an earlier map
 
 
 def sizes_given(step: Step) -> list[tuple[int, ...]]:
@@ -69,9 +150,8 @@ def _is_pooled(step: Step, size: tuple[int, ...]) -> bool:
         return False
     if origin.kind in ("adaptive_avg_pool", "avg_pool"):
         return size in sizes_given(origin)
-    facts = conv_facts(origin.call.module) if origin.call else origin.facts
-    is_pointwise = origin.kind in FAMILIES["conv"] and max(facts.get("kernel", [0])) == 1
-    return (is_pointwise or origin.kind in PASSING) and _is_pooled(origin, size)
+    is_projection = origin.kind in FAMILIES["conv"] and _is_pointwise(origin)
+    return (is_projection or origin.kind in PASSING) and _is_pooled(origin, size)
 
 
 def upsamples(step: Step) -> bool:
