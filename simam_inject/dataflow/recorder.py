@@ -37,6 +37,8 @@ class Recorder(Namer):
         self.recording = Recording(self.modules, self.first_calls, self.calls)
         self.ticks = itertools.count()
         self._known: dict[int, tuple[weakref.ref[torch.Tensor], Value]] = {}
+        self._inner: dict[int, tuple[weakref.ref[torch.Tensor], Value]] = {}
+        """Values that transforms of torch.func wrap, by the tensors inside, which they return in the end."""
         self._storages: list[StorageWeakRef] = []
         """As long as a weak reference exists, torch does not give the address to another storage."""
 
@@ -57,14 +59,19 @@ class Recorder(Namer):
 
     # Values, by the identity of their tensors
 
-    def _find(self, tensor: torch.Tensor) -> Value | None:
-        entry = self._known.get(id(tensor))
+    def _find(self, tensor: torch.Tensor, *, is_inner: bool = False) -> Value | None:
+        entry = (self._inner if is_inner else self._known).get(id(tensor))
         return entry[1] if entry is not None and entry[0]() is tensor else None
 
     def _add(self, tensor: torch.Tensor, layout: Layout, tick: int, is_constant: bool = False) -> Value:
         storage = storage_of(tensor)
         value = Value(tuple(tensor.shape), tensor.dtype, storage, layout, tick, is_constant=is_constant)
         self._known[id(tensor)] = weakref.ref(tensor), value
+        inner = _inside(tensor)
+        for other in (self._find(tensor, is_inner=True), *map(self._find, inner)):
+            if other is not None:  # vmap, vjp and the like take it, or return it
+                other.readings.append(Read(next(self.ticks), ""))
+        self._inner |= {id(one): (weakref.ref(one), value) for one in inner}
         if storage:
             if storage not in self.recording.by_storage:
                 self._storages.append(StorageWeakRef(tensor.untyped_storage()))  # type: ignore[no-untyped-call]
@@ -185,6 +192,14 @@ def _steps_of(frame: Frame, values: list[Value]) -> tuple[Step, ...]:
         if id(value) not in frame.step_of:
             frame.step_of[id(value)] = Step("", "outside", frame, (), [((), value)])
     return tuple(frame.step_of[id(value)] for value in values)
+
+
+def _inside(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors that transforms of torch.func have wrapped in this one, outermost first."""
+    found = [tensor]
+    while torch._C._functorch.is_functorch_wrapped_tensor(found[-1]):
+        found.append(torch._C._functorch.get_unwrapped(found[-1]))
+    return found[1:]
 
 
 def storage_of(tensor: torch.Tensor) -> int:

@@ -551,6 +551,27 @@ def test_a_sparse_tensor_may_be_modified_in_place():
     oracle.assert_attended(ours(x), stock, ["a"], x)
 
 
+TRANSFORMS = {
+    "vmap": lambda block, x: block.b(torch.vmap(lambda one: one / (one.norm() + 1))(block.a(x))),
+    "vmap of a module": lambda block, x: torch.vmap(block.b)(block.a(x)),
+    "vmap of vmap": lambda block, x: block.b(torch.vmap(torch.vmap(torch.exp))(block.a(x))),
+    "vjp": lambda block, x: torch.func.vjp(block.b, block.a(x))[0],
+    "inside vjp": lambda block, x: torch.func.vjp(block.a, x)[0],
+    "jacfwd": lambda block, x: torch.func.jacfwd(lambda k: block.b(block.a(x)) * k)(x.new_tensor(2.0)),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_what_a_transform_of_torch_func_reads_is_used(name):
+    stock, x = type(name, (Block,), {"forward": TRANSFORMS[name]})().double().eval(), X.double()
+    ours = inject(
+        copy.deepcopy(stock),
+        {"e_lambda": oracle.E_LAMBDA, "rules": [{"path": "a", "after": "output"}]},
+        example_inputs=x,
+    )
+    oracle.assert_attended(ours(x), stock, ["a"], x)
+
+
 def test_a_list_that_a_module_is_given_has_run():
     model = GivesTwo(lambda *maps: list(maps), (0, 1)).eval()
     given = survey(model, example_inputs=torch.rand(2, 3, 8, 8)).site_by_path["k.maps"]
