@@ -65,11 +65,14 @@ class Namer(TorchFunctionMode):
         self.asks_for_values = False
         """An operation failed, or the forward asked whether there is data: with data it may do something else."""
         self._names_inside: dict[int, dict[int, str]] = {}
+        self.with_own_hooks = {id(m) for m in self.modules.values() if m._forward_hooks or m._forward_pre_hooks}
         self.frame: Frame | None = None
         self.calls: Counter[str] = Counter()
         self.first_calls: dict[str, Frame] = {}
         self.shapes: dict[str, Shape] = {}
         """Of every tensor that has a path, as first computed."""
+        self.own_hooks: list[tuple[nn.Module, Frame | None]] = []
+        """Modules whose own hooks run now, with their callers: pruning's, and the user's."""
 
     def run(self, example: Example, convert: Convert) -> Self:
         """Run one forward on copies of the arguments, which `convert` makes."""
@@ -88,17 +91,33 @@ class Namer(TorchFunctionMode):
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Inside, forwards of the twin are named: by two hooks on every module, next to its forward."""
+        """Inside, forwards of the twin are named: by two hooks on every module, next to its forward.
+
+        Two more surround the hooks that a module has already.
+        """
         handles = []
         for module in self.modules.values():
             handles.append(module.register_forward_pre_hook(self.enter, with_kwargs=True))
             handles.append(module.register_forward_hook(self.leave, prepend=True, with_kwargs=True, always_call=True))
+            if id(module) in self.with_own_hooks:
+                handles.append(module.register_forward_pre_hook(self.begin_own, prepend=True))
+                handles.append(module.register_forward_hook(self.end_own, always_call=True))
         try:
             with self:
                 yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    def begin_own(self, module: nn.Module, *_call: Any) -> None:
+        """From now on other hooks of a module run: pruning's, or the user's."""
+        if id(module) in self.with_own_hooks:
+            self.own_hooks.append((module, self.frame))
+
+    def end_own(self, module: nn.Module, *_call: Any) -> None:
+        """They have run."""
+        if self.own_hooks and self.own_hooks[-1][0] is module:
+            self.own_hooks.pop()
 
     # What a subclass does with names
 
@@ -145,6 +164,8 @@ class Namer(TorchFunctionMode):
     def name_operation(self, frame: Frame, func: Callable[..., Any]) -> str:
         """Name of an operation in the forward that runs it."""
         name = function_kind(func)
+        if self.own_hooks and self.own_hooks[-1][1] is frame:
+            name += "_hook"
         while name in frame.taken:
             name += "_op"
         return name
@@ -170,6 +191,7 @@ class Namer(TorchFunctionMode):
         path = self.path_of.get(id(module))
         if path is None:  # a copy that the forward has made: its operations are those of its caller
             return
+        self.end_own(module)
         with torch._C.DisableTorchFunction():
             parent = self.frame
             frame = self.frame = Frame(path, module, parent, parent is None or has_children(module))
@@ -195,6 +217,7 @@ class Namer(TorchFunctionMode):
             if frame is None:
                 return output
             parent = self.frame = frame.parent
+            self.begin_own(module)
             path = frame.path if frame.is_scope else None
             if not frame.is_scope and parent is not None and parent.is_scope:
                 name = self._name_inside(parent, module)

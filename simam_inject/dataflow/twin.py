@@ -35,7 +35,8 @@ _ATOMS: tuple[type, ...] = (type, types.BuiltinFunctionType, types.ModuleType, t
 _ATOMS += (torch.dtype, torch.device, torch.Size, torch.UntypedStorage)
 _SHARED_LIBRARIES = frozenset({"lightning", "lightning_fabric", "pytorch_lightning", "logging", "threading"})
 """Objects of these refer to trainers, data sets and files, and are shared. So are sentinels (`object()`), which are
-compared by identity, and objects with a `__del__`: deleting a copy would close what the original uses."""
+compared by identity, and objects with a `__del__`: deleting a copy would close what the original uses. One that refers
+to a module is copied nevertheless, without its `__del__`: what it runs has to be the twin's."""
 _COMPILED = "_torchdynamo_orig_callable"
 """Attribute of a function that `torch.compile` has made: the original, which runs in the twin."""
 _TABLES = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set)))
@@ -102,7 +103,7 @@ class _Copier(pickle.Pickler):
         if isinstance(value, types.FunctionType):
             return _COMPILED not in value.__dict__ and not _closes_over_state(value)
         return (
-            hasattr(kind, "__del__")
+            (hasattr(kind, "__del__") and not _refers_to_modules(value))
             or isinstance(value, self.shared)
             or (id(value) in SHARED.get() and not isinstance(value, weakref.ref))
         )
@@ -119,6 +120,10 @@ class _Copier(pickle.Pickler):
             return *self._by_reference(twin), contents_of(value), None, None, _fill_function
         if isinstance(value, types.MethodType):
             return types.MethodType, (value.__func__, value.__self__)
+        if hasattr(type(value), "__del__"):
+            kind = type(value)
+            quiet = type(kind.__name__, (kind,), {"__module__": kind.__module__, "__del__": lambda _: None})
+            return object.__new__, (quiet,), vars(value)
         try:
             parts = value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
         except Exception:  # a lock, a generator, an open file
@@ -137,7 +142,7 @@ class _Copier(pickle.Pickler):
             return types.MappingProxyType, (gc.get_referents(value)[0],)
         if isinstance(value, _VIEWS):
             return getattr(gc.get_referents(value)[0], type(value).__name__.partition("_")[2]), ()
-        if isinstance(value, _lru_cache_wrapper) and any(isinstance(each, nn.Module) for each in reachable(value)):
+        if isinstance(value, _lru_cache_wrapper) and _refers_to_modules(value):
             return lru_cache(**value.cache_parameters()), (value.__wrapped__,)
         return None
 
@@ -221,6 +226,10 @@ def _is_atom(value: Any) -> bool:
     is_method = is_function and not isinstance(value.__self__, (types.ModuleType, types.NoneType, type))
     is_of_library = type(value).__module__.partition(".")[0] in _SHARED_LIBRARIES
     return (isinstance(value, _ATOMS) and not is_method) or is_of_library
+
+
+def _refers_to_modules(value: Any) -> bool:
+    return any(isinstance(each, nn.Module) for each in reachable(value))
 
 
 def _closes_over_state(function: types.FunctionType) -> bool:

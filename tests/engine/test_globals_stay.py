@@ -388,6 +388,18 @@ def test_an_argument_that_cannot_be_copied_is_as_before(kind):
     assert not hasattr(context, "feature")
 
 
+class Closes:
+    def __init__(self, module):
+        self.module, self.calls, self.closed = module, 0, []
+
+    def __call__(self, x):
+        self.calls += 1
+        return self.module(x)
+
+    def __del__(self):
+        self.closed.append(True)
+
+
 class RunsByAnother(nn.Module):
     def __init__(self, refer):
         super().__init__()
@@ -430,11 +442,12 @@ IN_CLOSURES = [
 
 
 @pytest.mark.filterwarnings("ignore:Pickle, copy, and deepcopy support will be removed from itertools")  # Python 3.12
-@pytest.mark.parametrize("refer", [weakref.proxy, lambda module: module.__call__, *IN_CLOSURES])
+@pytest.mark.parametrize("refer", [Closes, weakref.proxy, lambda module: module.__call__, *IN_CLOSURES])
 def test_what_refers_to_a_module_refers_to_its_twin(refer):
     model, x = RunsByAnother(refer).train(), torch.rand(2, 3, 8, 8)
     inject(model, {"rules": [{"path": "a", "after": "output"}]}, example_inputs=x)
     assert model.t.num_batches_tracked == 0
+    assert getattr(model.other, "calls", 0) == 0
     model(x)
     assert model.t.num_batches_tracked == 1
 

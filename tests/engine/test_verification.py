@@ -572,7 +572,7 @@ class Several(Block):
 
 
 @pytest.mark.parametrize("name", HOOKS)
-@pytest.mark.parametrize("site", ["b", "add"])
+@pytest.mark.parametrize("site", ["b", "add", "mul[2]"])
 @pytest.mark.parametrize("order", ["before", "later"])
 def test_operations_of_hooks_have_no_names_in_the_forward(name, site, order):
     torch.manual_seed(1)
