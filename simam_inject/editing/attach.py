@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from simam_inject.attention import SimAM
 from simam_inject.editing.hooks import Hook, InputHook, OutputHook, SiteHook, all_hooks, guard_hooks, hooks_on
-from simam_inject.editing.presence import Presence, distance_to_end, presences_in, watched_in
+from simam_inject.editing.presence import Presence, distance_to_end
 from simam_inject.editing.rewrite import RewrittenMethod
 from simam_inject.editing.serialization import ExampleRecord, checked
 from simam_inject.errors import FileError, ModelError, a_type
@@ -119,32 +119,25 @@ def attach(
         path, expression = site.edit.module, site.expression
         parts.setdefault(path, _Part(modules[path], [], {})).children[site.child] = attention
         by_hook[path, site.edit.kind, expression.method if expression else None].append(site)
-    hooks = [(path, _hook(modules[path], here)) for (path, *_), here in by_hook.items()]
-    for path, hook in hooks:
+    holders: list[tuple[tuple[str, ...], SiteHook, int]] = []
+    for (path, *_), here in by_hook.items():
+        hook, names = _hook(modules[path], here), tuple(filter(None, path.split(".")))
         parts[path].hooks.append(hook)
-    if hooks:
-        peers = [site.path for site, made in zip(sites, attentions, strict=True) if not isinstance(made, SimAM)]
-        presence = _presence(model, hooks, sites, recipes, example, peers)
+        holders.append((names, hook, distance_to_end(model, names, here)))
+    if holders:
+        presence = Presence.made(
+            holders=holders,
+            witnesses=[(tuple(site.witness.split(".")), site.path) for site in sites if site.witness],
+            recipes=recipes,
+            example=_written(example),
+            peers=[site.path for site, made in zip(sites, attentions, strict=True) if not isinstance(made, SimAM)],
+        )
         parts.setdefault("", _Part(model, [], {})).hooks.append(presence)
     try:
         _exchange(model, list(parts.values()))
     finally:
         guard_hooks()
         torch.compiler.reset()
-
-
-def check_edits(model: nn.Module) -> None:
-    """Raise for an edit that was lost, and restore a hook that was dropped, as the next forward would.
-
-    SimAMs that came with modules which were added later, as copies of a block, are watched from now on.
-    """
-    presences = presences_in(model)
-    for path, presence in presences.items():
-        presence(model.get_submodule(path), ())
-    sites = [entry.insertion for entry in attended_in(model)]
-    if [*presences] == [""] and len(sites) > watched_in(model):
-        own = presences[""]
-        attach(model, sites, recipes=own.recipes, example=own.example, reuse=True)
 
 
 def detach(model: nn.Module) -> None:
@@ -220,23 +213,6 @@ def _hook(module: nn.Module, sites: list[Insertion]) -> SiteHook:
             "delete it, inject, and set it after that"
         )
     return RewrittenMethod.of(module, expression.method, sites)
-
-
-def _presence(
-    model: nn.Module,
-    hooks: list[tuple[str, SiteHook]],
-    sites: Sequence[Insertion],
-    recipes: list[dict[str, Any]],
-    example: dict[str, Any] | None,
-    peers: list[str],
-) -> Presence:
-    holders = []
-    for path, hook in hooks:
-        names = tuple(path.split(".")) if path else ()
-        holders.append((names, hook, distance_to_end(model, names, hook.sites)))
-    witnesses = [(tuple(site.witness.split(".")), site.path) for site in sites if site.witness]
-    written = _written(example)
-    return Presence.made(holders=holders, witnesses=witnesses, recipes=recipes, example=written, peers=peers)
 
 
 def _written(example: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -61,7 +60,8 @@ class Presence(Hook):
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | self._without_ejected()
+        self._forget_ejected()
+        return vars(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Check what a file holds. The hooks are checked by themselves, and may not be complete yet."""
@@ -73,12 +73,15 @@ class Presence(Hook):
         Raises:
             ModelError: one was lost; the message names it and says what to do.
         """
+        if not self.holders and not torch.compiler.is_compiling():
+            self.take_off(root)
         mended = []
         for place, (path, hook, count) in enumerate(self.holders):
             module = _module_at(root, path)
             if module is None or not _holds(module, hook):
                 if hook.is_ejected:
-                    self._check_rest(root, args)
+                    self._forget_ejected()
+                    self(root, args)
                     return
                 module = self._follow(root, place)
             if count and distance_to_end(root, self.holders[place][0], hook.sites) != count:
@@ -90,28 +93,19 @@ class Presence(Hook):
             if not hook.is_on(module) and hook.mend(module, root):
                 mended.append(hook.sites[0].path)
         for path, site_path in self.witnesses:
-            if not _is_norm_at(root, path):
-                norm = _module_at(root, path)
-                became = "was removed" if norm is None else f"was replaced by {a_type(norm)}"
-                raise ModelError(
-                    f"the norm {'.'.join(path)} {became}, so it may have been folded across the SimAM at {site_path}; "
-                    f"{ADVICE}"
-                )
-        _warn_of_restored(mended, stacklevel=6)  # the call of the model, past the frames of `nn.Module.__call__`
+            _check_norm(root, path, site_path)
+        if mended:
+            warnings.warn(
+                f"the hooks of {len(mended)} SimAM modules ({mended[0]}, ...) had been dropped from their modules, "
+                "or registered twice, and were restored",
+                stacklevel=5,  # the call of the model, past the frames of `nn.Module.__call__`, or of a function
+            )
 
-    def _check_rest(self, root: nn.Module, args: Any) -> None:
-        """Check what is left once a part was ejected by itself; nothing is left to do once all were."""
-        vars(self).update(self._without_ejected())
-        if self.holders:
-            self(root, args)
-        elif not torch.compiler.is_compiling():
-            self.take_off(root)
-
-    def _without_ejected(self) -> dict[str, Any]:
-        """Holders and witnesses without those of parts that were ejected by themselves."""
-        holders = [holder for holder in self.holders if not holder[1].is_ejected]
-        there = {site.path for _, hook, _ in holders for site in hook.sites}
-        return {"holders": holders, "witnesses": [one for one in self.witnesses if one[1] in there]}
+    def _forget_ejected(self) -> None:
+        """Drop the holders and witnesses of parts that were ejected by themselves."""
+        self.holders = [holder for holder in self.holders if not holder[1].is_ejected]
+        there = {site.path for _, hook, _ in self.holders for site in hook.sites}
+        self.witnesses = [one for one in self.witnesses if one[1] in there]
 
     def children(self, root: nn.Module) -> Iterator[tuple[nn.Module, str]]:
         """Every attention module of the root, with or without its hook: its holder and its name."""
@@ -180,6 +174,14 @@ def _moved_along(root: nn.Module, old: _Path, new: _Path, path: _Path) -> _Path:
     return next((place for place in (moved, path, beside) if _is_norm_at(root, place)), path)
 
 
+def _check_norm(root: nn.Module, path: _Path, site_path: str) -> None:
+    if not _is_norm_at(root, path):
+        norm = _module_at(root, path)
+        became = "was removed" if norm is None else f"was replaced by {a_type(norm)}"
+        folded = f"so it may have been folded across the SimAM at {site_path}"
+        raise ModelError(f"the norm {'.'.join(path)} {became}, {folded}; {ADVICE}")
+
+
 def _is_norm_at(root: nn.Module, path: _Path) -> bool:
     """Whether there is a normalization layer of torch, or a module with running statistics of its own."""
     module = _module_at(root, path)
@@ -222,26 +224,10 @@ def presences_in(model: nn.Module) -> dict[str, Presence]:
     return {path: own for path, part in model.named_modules() if (own := presence_of(part)) is not None}
 
 
-def _warn_of_restored(sites: Sequence[str], *, stacklevel: int) -> None:
-    if sites:
-        warnings.warn(
-            f"the hooks of {len(sites)} SimAM modules ({sites[0]}, ...) had been dropped from their modules, "
-            "or registered twice, and were restored",
-            stacklevel=stacklevel,
-        )
-
-
-def restore_hooks(model: nn.Module) -> None:
-    """Restore hooks that a tool dropped while it kept their SimAM, as the next forward would."""
-    mended = []
-    for path, own in presences_in(model).items():
-        root = model.get_submodule(path)
-        for place, hook, _ in own.holders:
-            module = _module_at(root, place)
-            if module is not None and _holds(module, hook) and not hook.is_on(module):
-                with suppress(ModelError):  # which the next forward raises
-                    mended += [hook.sites[0].path] if hook.mend(module, root) else []
-    _warn_of_restored(mended, stacklevel=5)  # the caller of a public function
+def check_edits(model: nn.Module) -> None:
+    """Raise for an edit that was lost, and restore a hook that was dropped, as the next forward would."""
+    for path, presence in presences_in(model).items():
+        presence(model.get_submodule(path), ())
 
 
 def watched_in(model: nn.Module) -> int:

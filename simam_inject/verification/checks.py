@@ -87,7 +87,7 @@ def as_planned(model: nn.Module, sites: list[Attended]) -> Check:
         problem = f"{len(sites)} of {expected} sites are in the model" if len(sites) < expected else ""
         if len(sites) > expected and len(presences) == 1:  # a part may have been injected by itself
             came = f"{len(sites) - expected} of {len(sites)} sites came with modules that were added later"
-            problem = f"{came}: call inject again, which watches them as well"
+            problem = f"{came}: call eject(model) and inject again"
         recipes = [recipe for own in presences.values() for recipe in own.recipes]
         holders = [(path, own, *held) for path, own in presences.items() for held in own.holders]
         peers = {
