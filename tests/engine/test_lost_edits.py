@@ -7,7 +7,6 @@ import copy
 import functools
 import importlib
 import pickle
-import types
 import warnings
 import weakref
 from pathlib import Path
@@ -503,24 +502,6 @@ def test_a_file_that_is_loaded_again_with_its_lines_moved(tmp_path, monkeypatch)
             assert same_bits(run(model), once)
     with pytest.raises(InjectError, match="forward was replaced after SimAM"):
         run(model)
-
-
-def test_equal_code_of_another_file_is_the_same_method():
-    """cloudpickle (joblib, Ray) sets the methods of a class in `__main__` again, from code without a source."""
-    factor = 2.0
-
-    class Own(Op):
-        def forward(self, x):
-            return self.d(self.c(x) * 2) * factor
-
-    stock = with_statistics(Own())
-    model = inject(copy.deepcopy(stock), recipe("mul"), example_inputs=image())
-    once, method = run(model), Own.forward
-    code = method.__code__.replace(co_filename="<dynamic-code>")
-    Own.forward = types.FunctionType(code, dict(method.__globals__), "forward", None, (types.CellType(3.0),))
-    assert_right(run(model), 1.5 * once, run(stock))
-    with bypass(model):
-        assert same_bits(run(model), run(stock))
 
 
 def compiled_forward(net, backend):
