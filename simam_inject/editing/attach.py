@@ -251,8 +251,8 @@ def _parts(model: nn.Module) -> list[_Part]:
     for module in list(model.modules()):
         hooks = all_hooks(module)
         for hook in hooks:  # a part may have been injected by itself
-            for holder, name in hook.children(module) if isinstance(hook, Presence) else ():
-                expected[id(holder)].add(name)
+            for holder, site in hook.children(module) if isinstance(hook, Presence) else ():
+                expected[id(holder)].add(site.child)
         for name in (site.child for hook in hooks if isinstance(hook, SiteHook) for site in hook.sites):
             # `fuse_modules` moves the hook of an activation to the fused module, a Sequential, around it.
             for holder in module.children() if isinstance(module, CONTAINERS) else (module,):

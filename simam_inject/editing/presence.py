@@ -107,12 +107,11 @@ class Presence(Hook):
         there = {site.path for _, hook, _ in self.holders for site in hook.sites}
         self.witnesses = [one for one in self.witnesses if one[1] in there]
 
-    def children(self, root: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-        """Every attention module of the root, with or without its hook: its holder and its name."""
+    def children(self, root: nn.Module) -> Iterator[tuple[nn.Module, Insertion]]:
+        """Every attention module of the root, with or without its hook: its holder and its site."""
         for path, hook, _ in self.holders:
             module = _module_at(root, path)
-            names = [site.child for site in hook.sites]
-            yield from ((module, name) for name in names if module is not None and name in module._modules)
+            yield from ((module, site) for site in hook.sites if module is not None and site.child in module._modules)
 
     def _follow(self, root: nn.Module, place: int) -> Any:
         """Find a holder that was wrapped, or moved inside its container, and record its new path.

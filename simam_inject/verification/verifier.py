@@ -6,10 +6,9 @@ small if possible, in eval and in train mode, they go on with what it returns.
 
 from __future__ import annotations
 
-import sys
 import threading
+from collections.abc import Callable
 from functools import partial
-from types import FrameType
 from typing import Any
 
 import torch
@@ -122,21 +121,18 @@ class _Checks:
 
     def _called_directly(self, paths: set[str]) -> set[str]:
         """Those of these modules that the example forward runs by their `forward` alone, as `conv.forward(x)`."""
-        original, ran = self._original(), set[str]()
-        modules = {id(original.get_submodule(path)): path for path in paths - self.oracle.ran}
+        original, idle, ran = self._original(), paths - self.oracle.ran, set[str]()
 
-        def watch(frame: FrameType, event: str, _argument: object) -> None:
-            code = frame.f_code
-            if event == "call" and code.co_name == "forward" and code.co_argcount:
-                ran.add(modules.get(id(frame.f_locals.get(code.co_varnames[0])), ""))
+        def noted(path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            ran.add(path)
+            return forward(*args, **kwargs)
 
-        if modules and sys.getprofile() is None:  # a profiler of the user's cannot always be set again
-            sys.setprofile(watch)  # of this thread
-            try:
-                self._run(original, example=self.example)
-            finally:
-                sys.setprofile(None)
-        return ran & set(modules.values())
+        for path in idle:
+            module = original.get_submodule(path)
+            vars(module)["forward"] = partial(noted, path, module.forward)
+        if idle:
+            self._run(original, example=self.example)
+        return ran
 
     def _at_another_size(self) -> Check:
         pair = self._pair(training=False)
