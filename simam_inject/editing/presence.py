@@ -150,14 +150,10 @@ def _is_moved(root: nn.Module, old: _Path, new: _Path) -> bool:
         return all(a == b or (a.isdigit() and b.isdigit()) for a, b in zip(old, new, strict=True))
     if len(new) < len(old):
         count = len(old) - len(new)
-        cuts = [start for start in range(1, len(new) + 1) if new == _without(old, start, count)]
+        cuts = [start for start in range(1, len(new) + 1) if new == (*old[:start], *old[start + count :])]
         return any(_module_at(root, old[: start + count]) is None for start in cuts)
     rest = iter(new)
     return all(name in rest for name in old)
-
-
-def _without(path: _Path, start: int, count: int) -> _Path:
-    return *path[:start], *path[start + count :]
 
 
 def _moved_along(root: nn.Module, old: _Path, new: _Path, path: _Path) -> _Path:

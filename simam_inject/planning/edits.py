@@ -88,9 +88,7 @@ def _is_always(flow: Dataflow, site: Site, edit: Output | Input) -> bool:
     if is_named or _is_at_an_end(flow, edit.module, named):
         return True
     step = flow.recording.steps.get(site.path)
-    if owner is None or step is None or step.source is None:
-        return False
-    if edit.module != site.scope:
+    if owner is None or step is None or step.source is None or edit.module != site.scope:
         return False
     expression = find_expression(owner, *step.source, is_referenced=flow.recording.refers_to(step.source[0]))
     return isinstance(expression, Expression) and always_returns(type(owner), expression)

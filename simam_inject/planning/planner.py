@@ -212,7 +212,12 @@ def _insertion(flow: Dataflow, site: Site, hit: Hit, resolved: Resolved, names: 
 
 def _free_name(flow: Dataflow, edit: Edit, names: set[str]) -> str:
     """Dotted name of the SimAM: a free one among the children of its holder."""
-    name = re.sub(r"\W+", "_", _child_name(edit)).strip("_")
+    if isinstance(edit, Rewritten):
+        name = f"simam_{edit.value}"
+    else:
+        place = "" if isinstance(edit, Output) else "_input" if edit.argument == 0 else f"_{edit.argument}"
+        name = f"simam{place}" + ("" if edit.key is None else f"_{edit.key}")
+    name = re.sub(r"\W+", "_", name).strip("_")
     holder = flow.recording.modules[edit.module]
     prefix = f"{edit.module}." if edit.module else ""
     free, count = name, 1
@@ -220,15 +225,6 @@ def _free_name(flow: Dataflow, edit: Edit, names: set[str]) -> str:
         count += 1
         free = f"{name}_{count}"
     return f"{prefix}{free}"
-
-
-def _child_name(edit: Edit) -> str:
-    if isinstance(edit, Rewritten):
-        return f"simam_{edit.value}"
-    key = "" if edit.key is None else f"_{edit.key}"
-    if isinstance(edit, Output):
-        return f"simam{key}"
-    return f"simam_input{key}" if edit.argument == 0 else f"simam_{edit.argument}{key}"
 
 
 def _explain_nothing(recipe: Recipe, index: int, flow: Dataflow, skips: Sequence[Skip]) -> str:
