@@ -119,15 +119,15 @@ def attach(
         path, expression = site.edit.module, site.expression
         parts.setdefault(path, _Part(modules[path], [], {})).children[site.child] = attention
         by_hook[path, site.edit.kind, expression.method if expression else None].append(site)
-    holders: list[tuple[tuple[str, ...], SiteHook, int]] = []
+    holders: list[tuple[tuple[str, ...], SiteHook, int, list[tuple[str, ...]]]] = []
     for (path, *_), here in by_hook.items():
         hook, names = _hook(modules[path], here), tuple(filter(None, path.split(".")))
         parts[path].hooks.append(hook)
-        holders.append((names, hook, distance_to_end(model, names, here)))
+        witnesses = [tuple(site.witness.split(".")) for site in here if site.witness]
+        holders.append((names, hook, distance_to_end(model, names, here), witnesses))
     if holders:
         presence = Presence.made(
             holders=holders,
-            witnesses=[(tuple(site.witness.split(".")), site.path) for site in sites if site.witness],
             recipes=recipes,
             example=_written(example),
             peers=[site.path for site, made in zip(sites, attentions, strict=True) if not isinstance(made, SimAM)],

@@ -27,10 +27,8 @@ _Path = tuple[str, ...]
 
 
 class _State(TypedDict):
-    holders: list[tuple[_Path, InstanceOf[SiteHook], int]]
-    """Path of each holder, the hook on it, and its `distance_to_end`."""
-    witnesses: list[tuple[_Path, str]]
-    """Path of each norm that must stay one, with the path of its site."""
+    holders: list[tuple[_Path, InstanceOf[SiteHook], int, list[_Path]]]
+    """Path of each holder, the hook on it, its `distance_to_end`, and the paths of its witnesses."""
     recipes: Recipes
     """The recipes that were applied, as dicts."""
     example: ExampleRecord | None
@@ -47,8 +45,7 @@ class Presence(Hook):
 
     table, key, is_first = "_forward_pre_hooks", "simam_presence", True
 
-    holders: list[tuple[_Path, SiteHook, int]]
-    witnesses: list[tuple[_Path, str]]
+    holders: list[tuple[_Path, SiteHook, int, list[_Path]]]
     recipes: list[dict[str, Any]]
     example: dict[str, Any] | None
     peers: list[str]
@@ -56,12 +53,11 @@ class Presence(Hook):
     def __deepcopy__(self, memo: dict[int, Any]) -> Presence:
         """The copy watches the copies of the hooks; the records are the same."""
         twin = memo[id(self)] = Presence.made(**vars(self))
-        twin.holders = [(path, copy.deepcopy(hook, memo), count) for path, hook, count in self.holders]
+        twin.holders = [(path, copy.deepcopy(hook, memo), end, norms) for path, hook, end, norms in self.holders]
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        self._forget_ejected()
-        return vars(self)
+        return vars(self) | {"holders": self._not_ejected()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Check what a file holds. The hooks are checked by themselves, and may not be complete yet."""
@@ -76,15 +72,16 @@ class Presence(Hook):
         if not self.holders and not torch.compiler.is_compiling():
             self.take_off(root)
         mended = []
-        for place, (path, hook, count) in enumerate(self.holders):
-            module = _module_at(root, path)
+        for place, (old, hook, *_) in enumerate(self.holders):
+            module = _module_at(root, old)
             if module is None or not _holds(module, hook):
                 if hook.is_ejected:
-                    self._forget_ejected()
+                    self.holders = self._not_ejected()
                     self(root, args)
                     return
                 module = self._follow(root, place)
-            if count and distance_to_end(root, self.holders[place][0], hook.sites) != count:
+            path, _, count, norms = self.holders[place]
+            if count and distance_to_end(root, path, hook.sites) != count:
                 site = hook.sites[0]
                 end = f"{site.reader} have changed: SimAM would not be applied to its input"
                 if isinstance(site.edit, Output):
@@ -92,8 +89,8 @@ class Presence(Hook):
                 raise ModelError(f"the children of {end}; {ADVICE}")
             if not hook.is_on(module) and hook.mend(module, root):
                 mended.append(hook.sites[0].path)
-        for path, site_path in self.witnesses:
-            _check_norm(root, path, site_path)
+            for norm in norms:
+                _check_norm(root, norm, hook.sites[0].path)
         if mended:
             warnings.warn(
                 f"the hooks of {len(mended)} SimAM modules ({mended[0]}, ...) had been dropped from their modules, "
@@ -101,15 +98,13 @@ class Presence(Hook):
                 stacklevel=5,  # the call of the model, past the frames of `nn.Module.__call__`, or of a function
             )
 
-    def _forget_ejected(self) -> None:
-        """Drop the holders and witnesses of parts that were ejected by themselves."""
-        self.holders = [holder for holder in self.holders if not holder[1].is_ejected]
-        there = {site.path for _, hook, _ in self.holders for site in hook.sites}
-        self.witnesses = [one for one in self.witnesses if one[1] in there]
+    def _not_ejected(self) -> list[tuple[_Path, SiteHook, int, list[_Path]]]:
+        """The holders without those of parts that were ejected by themselves."""
+        return [holder for holder in self.holders if not holder[1].is_ejected]
 
     def children(self, root: nn.Module) -> Iterator[tuple[nn.Module, Insertion]]:
         """Every attention module of the root, with or without its hook: its holder and its site."""
-        for path, hook, _ in self.holders:
+        for path, hook, *_ in self.holders:
             module = _module_at(root, path)
             yield from ((module, site) for site in hook.sites if module is not None and site.child in module._modules)
 
@@ -118,16 +113,11 @@ class Presence(Hook):
 
         A holder that was replaced, and is only referenced from elsewhere, counts as lost.
         """
-        old, hook, count = self.holders[place]
+        old, hook, count, norms = self.holders[place]
         for path, module in root.named_modules():
             parts = tuple(path.split(".")) if path else ()
             if any(one is hook for one in hooks_on(module)) and _holds(module, hook) and _is_moved(root, old, parts):
-                self.holders[place] = parts, hook, count
-                own = {site.path for site in hook.sites}
-                self.witnesses = [
-                    (_moved_along(root, old, parts, witness) if site in own else witness, site)
-                    for witness, site in self.witnesses
-                ]
+                self.holders[place] = parts, hook, count, [_moved_along(root, old, parts, norm) for norm in norms]
                 return module
         raise lost(hook.sites[0], f"{'.'.join(old) or 'the model'} was replaced, removed, or lost its SimAM")
 
@@ -211,7 +201,7 @@ def presence_of(model: nn.Module) -> Presence | None:
     """The presence hook of a root; None if all parts with SimAM were ejected by themselves."""
     hooks = () if isinstance(model, torch.jit.ScriptModule) else model._forward_pre_hooks.values()
     found = next((hook for hook in hooks if isinstance(hook, Presence)), None)
-    return found if found is not None and any(not hook.is_ejected for _, hook, _ in found.holders) else None
+    return found if found is not None and found._not_ejected() else None
 
 
 def presences_in(model: nn.Module) -> dict[str, Presence]:
@@ -228,7 +218,7 @@ def check_edits(model: nn.Module) -> None:
 def watched_in(model: nn.Module) -> int:
     """How many sites the presence check of a model watches."""
     found = presence_of(model)
-    return sum(len(hook.sites) for _, hook, _ in found.holders if not hook.is_ejected) if found else 0
+    return sum(len(hook.sites) for _, hook, *_ in found._not_ejected()) if found else 0
 
 
 torch.serialization.add_safe_globals([Presence])
