@@ -8,7 +8,9 @@ hook attends it as in the example, and the plan has a note.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from torch import fx, nn
 
@@ -23,6 +25,7 @@ from simam_inject.nested import Key
 from simam_inject.planning.insertions import Edit, Input, Output, Rewritten
 from simam_inject.source import Expression, always_returns, find_expression, locate, mentioned_by_forward, method_source
 
+EditT = TypeVar("EditT", Output, Input)
 _LISTS_CHILDREN = frozenset({"children", "named_children", "modules", "named_modules", "_modules"})
 _FOLDS = ("reparameterize", "switch_to_deploy", "convert_to_deploy", "merge_kernel", "fuse_convs", "fuse")
 """Methods by which re-parameterized blocks fold their branches into one convolution."""
@@ -85,9 +88,7 @@ def _is_always(flow: Dataflow, site: Site, edit: Output | Input) -> bool:
     if is_named or _is_at_an_end(flow, edit.module, named):
         return True
     step = flow.recording.steps.get(site.path)
-    if owner is None or step is None or step.source is None:
-        return False
-    if edit.module != site.scope:
+    if owner is None or step is None or step.source is None or edit.module != site.scope:
         return False
     expression = find_expression(owner, *step.source, is_referenced=flow.recording.refers_to(step.source[0]))
     return isinstance(expression, Expression) and always_returns(type(owner), expression)
@@ -132,11 +133,6 @@ def _for_one(flow: Dataflow, site: Site, value: Value, reader: str) -> Resolved 
     return reason if is_read or is_result else _for_all(flow, site, value)
 
 
-def _reads(flow: Dataflow, value: Value) -> list[int]:
-    """When operations read the value, also where a module has returned it as it is."""
-    return [read.tick for one in flow.recording.same_tensor(value) for read in one.readings]
-
-
 # What a module returns
 
 
@@ -153,11 +149,18 @@ def _output(flow: Dataflow, site: Site, value: Value) -> Output | str:
         inside = [one for one in returns if one[0].path.startswith(f"{named}.")]
         inside = [one for one in inside if not isinstance(one[0].module, CONTAINERS)]
         order = [*reversed(inside), *blocks, *root]
+    return _first(
+        (Output(frame.path, keys[0] if keys else None), _why_no_output(flow, site, value, frame, keys))
+        for frame, keys in order
+    )
+
+
+def _first(candidates: Iterable[tuple[EditT, str | None]]) -> EditT | str:
+    """The first edit that nothing speaks against; else the first of the reasons, "" if there are none."""
     reason = ""
-    for frame, keys in order:
-        problem = _why_no_output(flow, site, value, frame, keys)
+    for edit, problem in candidates:
         if problem is None:
-            return Output(frame.path, keys[0] if keys else None)
+            return edit
         reason = reason or problem
     return reason
 
@@ -170,7 +173,7 @@ def _why_no_output(flow: Dataflow, site: Site, value: Value, frame: Frame, keys:
     if value.made < frame.start:
         return f"{name} returns a tensor that it did not compute"
     if frame is not named:  # where the module itself is named, what it returns is meant
-        reads = _reads(flow, value)
+        reads = [read.tick for one in flow.recording.same_tensor(value) for read in one.readings]
         if named and named.spans(frame.end):
             if any(named.end > tick > frame.end for tick in reads):
                 return f"{named.path or 'the model'} reads it before returning it"
@@ -183,13 +186,10 @@ def _why_no_output(flow: Dataflow, site: Site, value: Value, frame: Frame, keys:
 
 def _why_no_hook(flow: Dataflow, site: Site, frame: Frame, keys: tuple[Key, ...]) -> str | None:
     """Why a module cannot hold a SimAM as its child, or would run it too often."""
-    module, name, calls = frame.module, frame.path or "the model", flow.recording.calls[frame.path]
-    if isinstance(module, CONTAINERS):
-        return f"{name} is {a_type(module)}, which runs all of its children"
-    if isinstance(module, fx.GraphModule):
-        return f"{name} is a torch.fx.GraphModule, whose copies lose its hooks"
-    if _lists_its_children(module):
-        return f"{name} iterates over its children, and would run the SimAM as one of them"
+    name, calls = frame.path or "the model", flow.recording.calls[frame.path]
+    problem = _why_no_holder(frame.module, name)
+    if problem is not None:
+        return problem
     if len(keys) > 1:
         return f"it is nested {len(keys)} levels deep in what {name} takes or returns"
     if calls != site.runs:
@@ -197,9 +197,15 @@ def _why_no_hook(flow: Dataflow, site: Site, frame: Frame, keys: tuple[Key, ...]
     return None
 
 
-def _lists_its_children(module: nn.Module) -> bool:
-    """The module's own forward, or a method that it runs, lists its children."""
-    return not _LISTS_CHILDREN.isdisjoint(mentioned_by_forward(type(module)))
+def _why_no_holder(module: nn.Module, name: str) -> str | None:
+    """Why a module cannot have a SimAM as its child."""
+    if isinstance(module, CONTAINERS):
+        return f"{name} is {a_type(module)}, which runs all of its children"
+    if isinstance(module, fx.GraphModule):
+        return f"{name} is a torch.fx.GraphModule, whose copies lose its hooks and methods"
+    if not _LISTS_CHILDREN.isdisjoint(mentioned_by_forward(type(module))):
+        return f"{name} iterates over its children, and would run the SimAM as one of them"
+    return None
 
 
 def _why_not_replaced(flow: Dataflow, value: Value, tick: int) -> str | None:
@@ -222,16 +228,12 @@ def _input(flow: Dataflow, site: Site, value: Value, reader: Frame | None) -> In
     """The outermost module that alone reads the value; for one reader, this module itself or one inside it."""
     if reader is None and value in flow.recording.results:
         return "the model returns it"
-    reason = ""
     own = site.scope if site.kind == "input" else None
-    for frame, name, keys in sorted(value.arguments, key=lambda entry: (entry[0].path != own, entry[0].start)):
-        if not frame.path or value.made >= frame.start or not _reads_alone(flow, value, frame, reader):
-            continue
-        problem = _why_no_input(flow, site, value, frame, keys)
-        if problem is None:
-            return Input(frame.path, name, keys[0] if keys else None)
-        reason = reason or problem
-    return reason
+    return _first(
+        (Input(frame.path, name, keys[0] if keys else None), _why_no_input(flow, site, value, frame, keys))
+        for frame, name, keys in sorted(value.arguments, key=lambda entry: (entry[0].path != own, entry[0].start))
+        if frame.path and value.made < frame.start and _reads_alone(flow, value, frame, reader)
+    )
 
 
 def _reads_alone(flow: Dataflow, value: Value, frame: Frame, reader: Frame | None) -> bool:
@@ -269,11 +271,7 @@ def _why_no_input(flow: Dataflow, site: Site, value: Value, frame: Frame, keys: 
 
 
 def _rewritten(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
-    step, owner, name = (
-        flow.recording.steps.get(site.path),
-        flow.recording.modules[site.scope],
-        site.scope or "the model",
-    )
+    step, owner = flow.recording.steps.get(site.path), flow.recording.modules[site.scope]
     if step is None or step.frame is None or step.value is None or step.kind in ("entry", "input"):
         return "it is one of several tensors that one call returns" if ":" in site.path else "no operation computes it"
     if step.source is None:
@@ -282,10 +280,9 @@ def _rewritten(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
     is_repeated = sum(other.source == step.source for other in step.frame.steps) > 1
     if is_repeated or site.runs > flow.recording.calls[site.scope]:
         return "it is computed in a loop, or together with other operations"
-    if isinstance(owner, CONTAINERS) or _lists_its_children(owner):
-        return f"{name} iterates over its children"
-    if isinstance(owner, fx.GraphModule):
-        return f"{name} is a torch.fx.GraphModule, whose code is generated again in each copy"
+    problem = _why_no_holder(owner, site.scope or "the model")
+    if problem is not None:
+        return problem
     expression = find_expression(owner, *step.source, is_referenced=flow.recording.refers_to(step.source[0]))
     if isinstance(expression, str):
         return expression

@@ -160,10 +160,9 @@ def _write_back(value: Any, copied: Any, entry: Any, attended: Any) -> None:
     if isinstance(value, list):
         value[:] = [entry if one is attended else one for one in copied]
     elif isinstance(value, dict):
-        for name in value.keys() - copied.keys():
-            del value[name]
-        for name, one in copied.items():
-            value[name] = entry if one is attended else one
+        written = {name: entry if one is attended else one for name, one in copied.items()}
+        value.clear()
+        value.update(written)
 
 
 class _SiteNamer(Namer):
