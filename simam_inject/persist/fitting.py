@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from simam_inject.errors import FileError, describe_exception, shortened
+from simam_inject.nested import version_of
 from simam_inject.verification.outputs import difference
 
 State = Mapping[str, torch.Tensor]
@@ -73,11 +74,11 @@ def fill(
     state = network.state_dict()
     before = {name: value.detach().clone() for name, value in state.items() if isinstance(value, torch.Tensor)}
     try:
-        found = {"with other values after load_state_dict": _load(network, tensors, strict=strict)}
+        found = {"with other values after load_state_dict": _load(network, tensors, before, strict=strict)}
         check_fit(network, found, strict=not may_drop)
     except BaseException:
         with suppress(FileError):
-            _load(network, before)  # extra state, and tensors that a `state_dict` of its own copies
+            _load(network, before, before)  # extra state, and tensors that a `state_dict` of its own copies
         state = network.state_dict()
         for name, value in before.items():
             with suppress(KeyError, RuntimeError), torch.no_grad():  # what cannot be written is as before
@@ -86,20 +87,29 @@ def fill(
     return found
 
 
-def _load(network: nn.Module, tensors: Mapping[str, Any], *, strict: bool = False) -> list[str]:
-    """Load tensors into a network, and return the names of those that its class drops or changes."""
+def _load(network: nn.Module, tensors: Mapping[str, Any], before: State, *, strict: bool = False) -> list[str]:
+    """Load tensors into a network that has those `before`, and return the names of those that its class drops."""
     state = network.state_dict()
+    sources = {name: value for name, value in state.items() if name in before}
+    versions = {name: version_of(value) for name, value in sources.items()}
     state.clear()  # its `_metadata` stays: versions, which some classes require
     state.update(tensors)
     try:
         network.load_state_dict(state, **({} if strict else {"strict": False}))
     except Exception as error:  # the user's classes may have hooks and methods of their own
         raise FileError(f"{type(network).__name__}.load_state_dict raises {type(error).__name__}: {error}") from error
-    loaded = {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+    parameters = dict(network.named_parameters(remove_duplicate=False))
     return [
         name
         for name, value in network.state_dict().items()
-        if name in loaded and difference(loaded[name].to(value), value) is not None
+        if name in sources
+        and isinstance(tensors.get(name), torch.Tensor)
+        and difference(tensors[name].to(value), value) is not None
+        # What a class sets itself in a buffer, such as a counter that starts anew, was not dropped.
+        and (
+            name in parameters
+            or (difference(before[name], value) is None and version_of(sources[name]) == versions[name])
+        )
     ]
 
 

@@ -524,6 +524,31 @@ def test_weights_that_a_class_drops_are_in_the_warning(tmp_path):
     assert torch.equal(other.a.weight, model.a.weight)
 
 
+class Restarting(Pair):
+    """A tensor that the class sets itself in loading was not dropped, also where it had this value before."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = nn.Buffer(torch.zeros(()))
+        self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "steps", module.steps.fill_(1)))
+
+
+class Resetting(Restarting):
+    def load_state_dict(self, state_dict, strict=True):
+        self.loaded = super().load_state_dict({**state_dict, "steps": torch.ones(())}, strict)
+
+
+@pytest.mark.parametrize("kind", [Restarting, Resetting])
+@pytest.mark.parametrize("steps", [0, 1])
+def test_tensors_that_a_class_sets_in_loading(kind, steps, tmp_path):
+    model, other = inject(kind(), PAIR, example_inputs=MAPS), kind()
+    model.steps.fill_(7)
+    other.steps.fill_(steps)
+    load(save(model, tmp_path / "x.safetensors"), other)
+    assert other.steps == 1
+    assert torch.equal(other.b.weight, model.b.weight)
+
+
 class Halving(Pair):
     def load_state_dict(self, state_dict, strict=True):
         super().load_state_dict(state_dict, strict)
