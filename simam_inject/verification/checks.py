@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -87,20 +88,22 @@ def as_planned(model: nn.Module, sites: list[Attended]) -> Check:
         if len(sites) > expected and len(presences) == 1:  # a part may have been injected by itself
             came = f"{len(sites) - expected} of {len(sites)} sites came with modules that were added later"
             problem = f"{came}: call eject(model) and inject again"
+        recipes = [recipe for own in presences.values() for recipe in own.recipes]
         peers = {
             (id(holder), site.child)
             for path, own in presences.items()
             for holder, site in own.children(model.get_submodule(path))
             if site.path in own.peers
         }
-        problem = next(filter(None, (_why_other(entry, peers) for entry in sites)), problem)
+        problem = next(filter(None, (_why_other(entry, recipes, peers) for entry in sites)), problem)
     return Check("every SimAM is the one planned", not problem, problem or f"{len(sites)} of {len(sites)}")
 
 
-def _why_other(entry: Attended, peers: set[tuple[int, str]]) -> str | None:
-    """How the SimAM at a site differs from the plan.
+def _why_other(entry: Attended, recipes: list[dict[str, Any]], peers: set[tuple[int, str]]) -> str | None:
+    """How the SimAM at a site differs from the plan, or the plan from its recipe.
 
     Args:
+        recipes: as dicts.
         peers: identity of the holder, and the name of each attention module that is planned to be another.
     """
     attention, site = entry.attention, entry.site
@@ -114,7 +117,16 @@ def _why_other(entry: Attended, peers: set[tuple[int, str]]) -> str | None:
     if (attention.e_lambda, attention.channel_dim) != (site.e_lambda, site.channel_dim):
         found, planned = (f"e_lambda {one.e_lambda:g}, channel_dim {one.channel_dim}" for one in (attention, site))
         return f"{site.path} has {found}; planned {planned}"
+    lambdas = _lambdas(recipes, site.rule)
+    if lambdas and site.e_lambda not in lambdas:
+        return f"{site.path} has e_lambda {site.e_lambda:g}; its recipe has {lambdas[0]:g}"
     return None
+
+
+def _lambdas(recipes: list[dict[str, Any]], rule: int) -> list[float]:
+    """Lambda of the rule of this index in each recipe."""
+    rules = [(recipe, own) for recipe in recipes for own in recipe["rules"][rule : rule + 1]]
+    return [own.get("e_lambda") or recipe.get("e_lambda") or SimAM().e_lambda for recipe, own in rules]
 
 
 def same_tensors(model: nn.Module, sites: list[Attended], keys: list[str], before: Marks | None) -> Check:

@@ -204,7 +204,7 @@ class _Checks:
         for _ in range(_ATTEMPTS if has_threads else 1):
             with _DRAWING:
                 error = self._try_both(pair)
-            is_equal = pair.is_equal()
+            is_equal = error is None and pair.is_equal()
             faults += not is_equal and all(state == self.drawn[0] for state in self.drawn)
             if is_equal or faults == _FAULTS:
                 break
@@ -212,7 +212,7 @@ class _Checks:
         return error
 
     def _try_both(self, pair: Pair) -> Exception | None:
-        error = None
+        error, was_bypassed = None, pair.bypassed
         pair.restart()
         self.drawn.clear()
         try:
@@ -223,6 +223,7 @@ class _Checks:
         changed = self.oracle.changed() & pair.problems.keys()
         if changed and error is None:
             pair.run_original(self._original(), changed)
+        pair.bypassed = was_bypassed
         return error
 
     # Twins, each for one forward

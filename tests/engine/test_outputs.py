@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections import OrderedDict, UserDict, defaultdict, deque, namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType, SimpleNamespace
@@ -426,10 +427,14 @@ def test_attributes_that_hold_the_entries_of_a_container_are_attended_too(kind, 
     assert (model(x) - stock(x)).abs().max() > 1e-3
 
 
-def test_a_container_that_cannot_be_copied_is_refused():
+@pytest.mark.parametrize("other_threads", [0, 1])
+def test_a_container_that_cannot_be_copied_is_refused(other_threads):
+    """Beside other threads, which may draw random numbers, `verify` runs an unequal pair again."""
     stock = ReadsAttributes(lambda **maps: MappingProxyType(maps), lambda maps: (maps["p"], maps["q"])).eval()
-    with pytest.raises(InjectError, match="a mappingproxy cannot be copied"):
-        inject(stock, {"rules": [{"path": "f", "after": "output"}]}, example_inputs=X)
+    with ThreadPoolExecutor() as threads:
+        assert [*threads.map(int, range(other_threads))] == [*range(other_threads)]
+        with pytest.raises(InjectError, match="a mappingproxy cannot be copied"):
+            inject(stock, {"rules": [{"path": "f", "after": "output"}]}, example_inputs=X)
 
 
 class Slimmable(nn.Module):

@@ -218,6 +218,17 @@ def test_all_hooks_taken_away(model):
         verify(model)
 
 
+def test_a_wrong_lambda_in_operator_and_record_alike(monkeypatch):
+    real = planner.Insertion
+
+    def wrong(*args, **kwargs):
+        return replace(real(*args, **kwargs), e_lambda=0.5)
+
+    monkeypatch.setattr(planner, "Insertion", wrong)
+    with pytest.raises(VerificationError, match=r"block\.a has e_lambda 0\.5; its recipe has 0\.0001"):
+        build("a")
+
+
 def test_wrong_axes_in_operator_and_record_alike(monkeypatch):
     real = planner.Insertion
     monkeypatch.setattr(planner, "Insertion", lambda *args, **kwargs: real(*args, **{**kwargs, "channel_dim": -1}))
