@@ -95,6 +95,9 @@ def open_folder(
     parts = [Path(folder) / "train", Path(folder) / "val"]
     if Path(folder).is_dir() and not any(part.is_dir() for part in parts):
         parts = [Path(folder)] * 2
+    for part in parts:
+        if not part.is_dir():
+            raise CompareError(f"no such folder: {part}; give a folder with train/ and val/, or one of classes")
     try:
         train, val = map(
             partial(datasets.ImageFolder, loader=open_picture),
@@ -102,8 +105,7 @@ def open_folder(
             make_transforms(size, augment=augment, normalization=normalization),
         )
     except FileNotFoundError as error:
-        advice = "give a folder with train/ and val/, or one of classes"
-        raise CompareError(f"{folder} cannot be read: {str(error).splitlines()[0]}; {advice}") from None
+        raise CompareError(f"{folder} holds no images: {str(error).splitlines()[0]}") from None
     classes = tuple(train.classes)
     if train.classes != val.classes:
         raise CompareError(f"{folder}: train/ and val/ have different classes")
