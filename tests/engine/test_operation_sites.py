@@ -8,6 +8,7 @@ import copy
 import functools
 import itertools
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -543,6 +544,33 @@ def test_without_a_source_a_hook_attends_it_and_the_plan_says_so(end, edit):
     model = inject(copy.deepcopy(stock), recipe("add"), example_inputs=image())
     y = attend(stock.b.c(stock.stem(image())) + stock.stem(image()))
     assert distance(run(model, image())[0], [stock.tail(y if end == "y" else stock.b.h(y))]) < 1e-8
+
+
+class ListsChildren(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()
+
+    def forward(self, x):
+        for child in self.children():
+            x = child(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("modules", "rule", "edit", "is_always"),
+    [
+        ((ListsChildren(), nn.ReLU()), {"path": "0", "after": "output"}, Input("1", 0), True),
+        ((nn.ReLU(), nn.Sigmoid()), {"path": "1", "before": "input"}, Input("1", 0), True),
+        ((nn.ReLU(), nn.Sequential(nn.ReLU())), {"path": "1", "before": "input"}, Input("1.0", 0), True),
+        ((nn.ReLU(), ListsChildren()), {"path": "1", "before": "input"}, Input("1.a", 0), False),
+    ],
+)
+def test_the_plan_says_where_a_hook_may_miss_the_value(modules, rule, edit, is_always):
+    stock = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Sequential(*modules))
+    rule = {**rule, "path": f"1.{rule['path']}"}
+    (only,) = plan(stock, {"rules": [rule]}, example_inputs=torch.rand(1, 4, 8, 8)).insertions
+    assert (only.edit, only.note == "") == (replace(edit, module=f"1.{edit.module}"), is_always)
 
 
 ENDS = {
