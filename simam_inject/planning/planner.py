@@ -14,7 +14,7 @@ from simam_inject.dataflow.values import Value
 from simam_inject.errors import NoMatchError, plural
 from simam_inject.matching.explain import unmatched_exclude, unmatched_message
 from simam_inject.matching.hits import Hit, Matches, Skip
-from simam_inject.matching.match import have_common_reader, why_not_attendable
+from simam_inject.matching.match import have_common_reader, value_of, why_not_attendable
 from simam_inject.matching.search import write_path
 from simam_inject.modules import is_taken
 from simam_inject.planning.edits import Resolved, resolve
@@ -34,24 +34,22 @@ def decide(recipe: Recipe, flow: Dataflow, matches: Matches, present: Sequence[I
     """
     insertions, skips = list[Insertion](), [*matches.misses, *_other_calls(recipe, flow, matches.hits)]
     fulfilled = set()
+    there = _present_by_value(flow, present)
     together = _calls_of_one_module(flow, matches.hits)
     names = {one.module for one in present}
     source_of = cache(partial(_source, flow))
     for hit in sorted(matches.hits, key=lambda hit: hit.rule):  # a value belongs to the first rule that matches it
         site = flow.anatomy.site_by_path[hit.path]
         module = together.get(hit.path)
-        reason = why_not_attendable(site)
-        is_covered = module not in (None, hit.path) and Output(module) not in [one.edit for one in present]
-        if reason is None and is_covered:
+        reason = why_not_attendable(site) or _why_present(hit, there[value_of(site, flow.anatomy)])
+        if reason is None and module is not None and module != hit.path:
             reason = f"is covered by the SimAM on {module}"
         if reason is None:
             site = replace(site, runs=flow.recording.calls[module]) if module is not None else site
             resolved = resolve(flow, site, hit.reader)
-            edit = None if isinstance(resolved, str) else resolved.edit
-            reason = _why_taken(flow, hit, edit, source_of, present, insertions)
-            if reason is None and isinstance(resolved, str):
+            if isinstance(resolved, str):
                 reason = f"SimAM cannot be applied: {resolved}"
-            elif reason is None and isinstance(resolved, Resolved):
+            elif (reason := _why_taken(flow, hit, resolved.edit, source_of, present, insertions)) is None:
                 insertions.append(_insertion(flow, site, hit, resolved, names))
         if reason in (None, PRESENT) or module is not None:
             fulfilled.add(hit.rule)
@@ -121,6 +119,17 @@ def _calls_of_one_module(flow: Dataflow, hits: Sequence[Hit]) -> dict[str, str]:
 # What is in the model already
 
 
+def _present_by_value(flow: Dataflow, present: Sequence[Insertion]) -> defaultdict[str, list[Insertion]]:
+    """The insertions that attend each value."""
+    found = defaultdict[str, list[Insertion]](list)
+    for one in present:
+        calls = _calls(flow, one.path) if one.edit == Output(one.path) else []
+        for path in calls or [one.path]:
+            site = flow.anatomy.site_by_path.get(path)
+            found[path if site is None else value_of(site, flow.anatomy)].append(one)
+    return found
+
+
 def _why_present(hit: Hit, present: Sequence[Insertion]) -> str | None:
     """The reason of a hit whose value has SimAM already, for all readers or for the same one."""
     for one in present:
@@ -135,7 +144,7 @@ def _why_present(hit: Hit, present: Sequence[Insertion]) -> str | None:
 def _why_taken(
     flow: Dataflow,
     hit: Hit,
-    edit: Edit | None,
+    edit: Edit,
     source_of: Callable[[str], Value | None],
     present: Sequence[Insertion],
     planned: Sequence[Insertion],
@@ -144,10 +153,8 @@ def _why_taken(
     value, source = flow.recording.value(hit.path), source_of(hit.path)
 
     def is_same(one: Insertion) -> bool:
-        if one.edit == edit or (one.edit == Output(one.path) and hit.path in _calls(flow, one.path)):
-            return True
-        if value is None or source is not source_of(one.path):
-            return False
+        if one.edit == edit or value is None or source is not source_of(one.path):
+            return one.edit == edit
         first, last = sorted([_when(flow, hit.path, hit.reader), _when(flow, one.path, one.reader)])
         writes = flow.recording.writes.get(value.storage, ()) if value is flow.recording.value(one.path) else ()
         if any(first < tick < last for tick in writes):
@@ -156,7 +163,7 @@ def _why_taken(
 
     if there := [one for one in present if is_same(one)]:
         return _why_present(hit, there) or PRESENT
-    other = next((one for one in planned if edit is not None and is_same(one)), None)
+    other = next((one for one in planned if is_same(one)), None)
     return None if other is None else f"is the same value as {other.path or '(model)'}, taken by rules[{other.rule}]"
 
 
