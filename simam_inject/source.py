@@ -179,23 +179,54 @@ def always_returns(kind: type, expression: Expression) -> bool:
 
 
 def returns_the_same(call: Any) -> bool:
-    """A `__call__` that only returns results of `super().__call__(...)`, also as `checkpoint(super().__call__, x)`.
+    """A `__call__` that returns what each `super().__call__(...)` does, also by a variable, and uses it no more.
 
-    Variables are not followed, and decorators not read.
+    What another function makes of `super().__call__`, as `checkpoint`, is such a result. Loops, inner functions and
+    decorators (of other libraries than torch) are not read.
     """
+    call = inspect.unwrap(
+        call, stop=lambda one: not str(getattr(one, "__globals__", {}).get("__name__")).startswith("torch.")
+    )
     code = None if hasattr(call, "__wrapped__") else _plain_code(call)
     text = None if code is None else _text(id(code), code)
-    nodes = ast.walk(_parse_method(text)) if text else ()
-    results = [node.value for node in nodes if isinstance(node, ast.Return)]
-    return code is not None and bool(results) and all(_calls(result, code.co_varnames[0]) for result in results)
+    nodes = list(ast.walk(_parse_method(text))) if text else []
+    if code is None or any(isinstance(one, (ast.FunctionDef, ast.Lambda, ast.For, ast.While)) for one in nodes[1:]):
+        return False
+    parents = {child: node for node in nodes for child in ast.iter_child_nodes(node)}
+    bases = [one for one in nodes if isinstance(one, ast.Attribute) and one.attr == "__call__"]
+    results: list[ast.AST] = [one for one in bases if not ast.unparse(one).startswith(f"{code.co_varnames[0]}.")]
+    assigned, rebound = list[ast.AST](), list[ast.AST]()
+    for result in results:
+        if isinstance(getattr(result, "ctx", None), ast.Store):
+            rebound.append(parents[result])
+            continue
+        user = _user(result, parents)
+        targets = user.targets if isinstance(user, ast.Assign) else [getattr(user, "target", None)]
+        if isinstance(user, (ast.Assign, ast.AnnAssign)) and len(targets) == 1 and isinstance(targets[0], ast.Name):
+            same = [one for one in nodes if isinstance(one, ast.Name) and one.id == targets[0].id]
+            end = user.end_lineno or 0, user.end_col_offset or 0
+            assigned.append(user)
+            results += [one for one in same if (one.lineno, one.col_offset) > end and one not in results]
+        elif not isinstance(user, ast.Return):
+            return False
+    return bool(results) and all(one in assigned for one in rebound)
 
 
-def _calls(node: ast.expr | None, own: str) -> bool:
-    """A call of the `__call__` of a base, or of a function that is given it, perhaps in a `partial`."""
-    functions = [node.func, *node.args] if isinstance(node, ast.Call) else []
-    partials = [each for each in functions if isinstance(each, ast.Call) and ast.unparse(each.func).endswith("partial")]
-    names = [ast.unparse(each) for each in (*functions, *(part for each in partials for part in each.args[:1]))]
-    return any(name.endswith(".__call__") and not name.startswith(f"{own}.") for name in names)
+def _user(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> ast.AST:
+    """What uses the result of a call, or of a function that is called or given to another, perhaps converted."""
+    is_function = isinstance(node, ast.Attribute)
+    while isinstance(user := parents[node], (ast.Attribute, ast.Call, ast.keyword)):
+        if isinstance(user, ast.Attribute) and user.attr in ("contiguous", "float", "to"):
+            is_function = True
+        elif isinstance(user, ast.Call):
+            name = ast.unparse(user.func).rpartition(".")[2]
+            if not is_function and name != "cast":
+                break
+            is_function = is_function and name == "partial"
+        elif not isinstance(user, ast.keyword):
+            break
+        node = user
+    return user
 
 
 def _is_from(function: ast.FunctionDef, name: ast.expr | None, node: ast.expr | ast.AugAssign) -> bool:

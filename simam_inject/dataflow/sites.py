@@ -32,8 +32,8 @@ _IN_PLACE = (
     "reads that tensor"
 )
 _REWORKED = (
-    "hooks see only what its forward returns, and the __call__ of {} may return another tensor: let it only "
-    "`return super().__call__(...)`"
+    "hooks see only what its forward returns, and the __call__ of {} may return another tensor: in plain code, let it "
+    "only return the result of `super().__call__(...)`, perhaps after `.contiguous()`, `.float()` or `.to(...)`"
 )
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from typing import cast
 
 import numpy as np
 import pytest
@@ -429,6 +430,23 @@ class ScalesBefore(Block):
         return super().__call__(2 * x)
 
 
+class Contiguous(Block):
+    def __call__(self, x: torch.Tensor, *args: object) -> torch.Tensor:
+        """A hint for type checkers."""
+        return super().__call__(x, *args).contiguous()
+
+
+class KeepsDtype(Block):
+    def __call__(self, x):
+        return nn.Module.__call__(self, x).to(x.dtype)
+
+
+class WithoutGradients(Block):
+    @torch.no_grad()
+    def __call__(self, x):
+        return super().__call__(x)
+
+
 class Looks(Block):
     def __call__(self, x):
         y = super().__call__(x)
@@ -448,6 +466,14 @@ class ByVariable(Block):
         if not self.training:
             x = x.to(torch.double)
         return x
+
+
+class Tries(Block):
+    def __call__(self, x):
+        try:
+            return cast(torch.Tensor, super().__call__(x))
+        finally:
+            self.done = True
 
 
 class Checkpoints(Block):
@@ -534,7 +560,6 @@ class Decorated(Block):
         CallsPartAtLast,
         Decorated,
         Looks,
-        ByVariable,
         DoublesCheckpoint,
         Rebinds,
         Replaces,
@@ -556,7 +581,12 @@ def test_the_output_is_refused_where_a_call_of_ones_own_may_return_another_one(k
         ScalesBefore,
         Annotated,
         NamesBase,
+        Contiguous,
+        KeepsDtype,
+        WithoutGradients,
         Profiled,
+        ByVariable,
+        Tries,
         Checkpoints,
         Saves,
     ],
