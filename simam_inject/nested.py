@@ -125,9 +125,7 @@ def replace_entry(value: Any, key: Key, entry: Any) -> Any:
         KeyError: the container has no such entry.
     """
     if is_named_tuple(value):
-        name = key if isinstance(key, str) else type(value)._fields[key]
-        # With torch 2.11, `_replace` returns an empty one while a function is compiled.
-        return type(value)(**dict(zip(type(value)._fields, value, strict=True)) | {name: entry})
+        return _replace_field(value, key if isinstance(key, str) else type(value)._fields[key], entry)
     if isinstance(value, tuple) and isinstance(key, int):
         made = type(value)([*value[:key], entry, *value[key + 1 :]])
         if hasattr(value, "__dict__"):
@@ -168,6 +166,13 @@ def _place_of(value: Any, key: Key) -> Any:
     if not isinstance(value, Mapping) or key in value:
         return key
     return next((own for own in value if _is_key(own) and _written(own) == key), key)
+
+
+def _replace_field(value: Any, name: str, entry: Any) -> Any:
+    """A named tuple with another entry."""
+    if torch.compiler.is_compiling():  # with torch 2.11, `_replace` returns an empty one then
+        return type(value)(**dict(zip(type(value)._fields, value, strict=True)) | {name: entry})
+    return value._replace(**{name: entry})
 
 
 def _replace_attributes(twin: Any, value: Any, key: Any, entry: Any) -> None:
