@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from simam_inject.verification.outputs import formula
+from simam_inject.verification.formula import formula
 
 LIMITS = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 """Of the relative L2 distance to float64."""

@@ -12,15 +12,14 @@ import importlib
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import nn
 
 from simam_inject.editing.attach import attended_in
-from simam_inject.editing.presence import check_edits
-from simam_inject.errors import FileError, ModelError
+from simam_inject.editing.presence import restore_hooks
+from simam_inject.errors import FileError
 from simam_inject.modules import check_module
 
 _LIGHTNING, _ULTRALYTICS = "simam_inject.integrations.lightning", "simam_inject.integrations.ultralytics"
@@ -126,8 +125,7 @@ def network_of(model: nn.Module) -> nn.Module:
     Restores hooks that another tool dropped, so that a function sees the same sites as the next forward.
     """
     network = adapter_of(check_module(model)).network(model)
-    with suppress(ModelError):  # the next forward raises it
-        check_edits(network)
+    restore_hooks(network)
     return network
 
 

@@ -21,8 +21,9 @@ from simam_inject.dataflow.anatomy import Anatomy
 from simam_inject.dataflow.example import example_like, example_of, shapes_of
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.dataflow.survey import survey_model
-from simam_inject.editing.attach import all_or_nothing, attach, attended_in, bypassed, detach, restorer, strip
-from simam_inject.editing.presence import check_edits, presence_of, presences_in
+from simam_inject.editing.attach import all_or_nothing, attach, attended_in, check_edits, detach, restorer, strip
+from simam_inject.editing.bypass import bypassed
+from simam_inject.editing.presence import presence_of, presences_in
 from simam_inject.errors import ModelError, NoMatchError, RecipeError, VerificationError
 from simam_inject.matching.explain import explain_unmatched_glob
 from simam_inject.matching.hits import Skip

@@ -73,8 +73,8 @@ class _Copier(pickle.Pickler):
         """What goes through the pickle by reference, by number."""
         self.get = self.passed.__getitem__
         self.twins: dict[int, Any] = {}
-        self.waiting: deque[tuple[Any, dict[str, Any]]] = deque()
-        """Twins of modules and tensors whose attributes are still to be copied."""
+        self.waiting: deque[tuple[Any, tuple[dict[str, Any], dict[str, Any]]]] = deque()
+        """Twins of modules and tensors whose attributes and slots are still to be copied."""
         self.alive: list[Any] = []
         """Originals, so that no `id` is used twice."""
 
@@ -85,7 +85,7 @@ class _Copier(pickle.Pickler):
             return None
         if id(value) not in self.twins:
             if isinstance(value, torch.Tensor):
-                self._enter(value, self._tensor(value), value.__dict__)
+                self._enter(value, self._tensor(value), value.__dict__, {})
             elif kind is object or value is self.get or _is_atom(value) or self._is_shared(value):
                 return self._pass_on(value)
             elif isinstance(value, nn.Module) and not isinstance(value, torch.jit.ScriptModule):
@@ -143,7 +143,7 @@ class _Copier(pickle.Pickler):
         if isinstance(value, _VIEWS):
             return getattr(gc.get_referents(value)[0], type(value).__name__.partition("_")[2]), ()
         if isinstance(value, _lru_cache_wrapper) and _refers_to_modules(value):
-            return lru_cache(**value.cache_parameters()), (value.__wrapped__,)
+            return _new_cache, (tuple(value.cache_parameters().values()), value.__wrapped__)
         return None
 
     def _by_reference(self, value: Any) -> tuple[Callable[[int], Any], tuple[int]]:
@@ -160,13 +160,15 @@ class _Copier(pickle.Pickler):
                 twin.__dict__[name] = value
                 if type(value) not in _NUMBERS:
                     state[name] = value
-        self._enter(module, twin, state)
+        attributes_and_slots = object.__getstate__(module)
+        slots = attributes_and_slots[1] if isinstance(attributes_and_slots, tuple) else {}
+        self._enter(module, twin, state, slots)
 
-    def _enter(self, original: Any, twin: Any, attributes: dict[str, Any]) -> None:
+    def _enter(self, original: Any, twin: Any, attributes: dict[str, Any], slots: dict[str, Any]) -> None:
         self.twins[id(original)] = twin
         self.alive.append(original)
-        if attributes:
-            self.waiting.append((twin, attributes))
+        if attributes or slots:
+            self.waiting.append((twin, (attributes, slots)))
 
     def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         twin = self.convert(tensor)
@@ -224,8 +226,11 @@ def _is_atom(value: Any) -> bool:
     """What has no twin, nor has anything that it refers to."""
     is_function = isinstance(value, types.BuiltinFunctionType)
     is_method = is_function and not isinstance(value.__self__, (types.ModuleType, types.NoneType, type))
-    is_of_library = type(value).__module__.partition(".")[0] in _SHARED_LIBRARIES
-    return (isinstance(value, _ATOMS) and not is_method) or is_of_library
+    return (isinstance(value, _ATOMS) and not is_method) or _is_of_library(value)
+
+
+def _is_of_library(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] in _SHARED_LIBRARIES
 
 
 def _refers_to_modules(value: Any) -> bool:
@@ -254,6 +259,10 @@ def contents_of(function: types.FunctionType) -> tuple[Any, Any, dict[int, Any],
     return function.__defaults__, function.__kwdefaults__, cells, function.__dict__
 
 
+def _new_cache(parameters: tuple[Any, ...], function: Any) -> Any:
+    return lru_cache(*parameters)(function)
+
+
 def _fill_function(twin: types.FunctionType, contents: tuple[Any, Any, dict[int, Any], dict[str, Any]]) -> None:
     twin.__defaults__, twin.__kwdefaults__, cells, attributes = contents
     twin.__dict__.update(attributes)
@@ -278,14 +287,17 @@ def copied_with(convert: Convert, value: Any, *, shared: type | tuple[()] = ()) 
         copier.dump(value)
         filled = []
         while copier.waiting:
-            twin, attributes = copier.waiting.popleft()
+            twin, contents = copier.waiting.popleft()
             filled.append(twin)
-            copier.dump(attributes)
+            copier.dump(contents)
         buffer.seek(0)
         loader = _Loader(buffer, copier.passed)
         copy = loader.load()
         for twin in filled:
-            twin.__dict__.update(loader.load())
+            attributes, slots = loader.load()
+            twin.__dict__.update(attributes)
+            for name, content in slots.items():
+                object.__setattr__(twin, name, content)
     return copy
 
 

@@ -1,16 +1,14 @@
-"""Add SimAM to a model, switch it off, and remove it again: all sites, or none if an error is raised."""
+"""Add SimAM to a model and remove it again: all sites, or none if an error is raised."""
 
 from __future__ import annotations
 
 import re
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from types import SimpleNamespace
-from typing import Any, Self, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from simam_inject.attention import SimAM
 from simam_inject.editing.hooks import Hook, InputHook, OutputHook, SiteHook, all_hooks, guard_hooks, hooks_on
-from simam_inject.editing.presence import Presence, distance_to_end
+from simam_inject.editing.presence import Presence, distance_to_end, presences_in, watched_in
 from simam_inject.editing.rewrite import RewrittenMethod
 from simam_inject.editing.serialization import ExampleRecord, checked
 from simam_inject.errors import FileError, ModelError, a_type
@@ -77,16 +75,18 @@ def _seen_from(site: Insertion, holder: str) -> Insertion:
     prefix, other = ".".join(old), ".".join(new)
 
     def moved(path: str) -> str:
-        if prefix and not re.match(rf"{re.escape(prefix)}([.:[]|$)", path):
-            return path
-        rest = path[len(prefix) :].removeprefix(".")
-        return f"{other}{rest}" if rest[:1] in (":", "[") else f"{other}.{rest}".strip(".")
+        is_inside = not prefix or re.match(rf"{re.escape(prefix)}([.:[]|$)", path)
+        return _join(other, path[len(prefix) :].removeprefix(".")) if is_inside else path
 
     reader = site.reader and moved(site.reader)
     witness = site.witness and moved(site.witness)
     witness = None if witness == site.witness else witness  # beside the holder: it may have been moved otherwise
-    edit, module = replace(site.edit, module=holder), f"{holder}.{site.child}".lstrip(".")
+    edit, module = replace(site.edit, module=holder), _join(holder, site.child)
     return replace(site, edit=edit, module=module, path=moved(site.path), reader=reader, witness=witness)
+
+
+def _join(prefix: str, path: str) -> str:
+    return f"{prefix}{path}" if path[:1] in (":", "[") else f"{prefix}.{path}".strip(".")
 
 
 def attach(
@@ -119,25 +119,32 @@ def attach(
         path, expression = site.edit.module, site.expression
         parts.setdefault(path, _Part(modules[path], [], {})).children[site.child] = attention
         by_hook[path, site.edit.kind, expression.method if expression else None].append(site)
-    holders: list[tuple[tuple[str, ...], SiteHook, int, list[tuple[str, ...]]]] = []
-    for (path, *_), here in by_hook.items():
-        hook, names = _hook(modules[path], here), tuple(filter(None, path.split(".")))
+    hooks = [(path, _hook(modules[path], here)) for (path, *_), here in by_hook.items()]
+    for path, hook in hooks:
         parts[path].hooks.append(hook)
-        witnesses = [tuple(site.witness.split(".")) for site in here if site.witness]
-        holders.append((names, hook, distance_to_end(model, names, here), witnesses))
-    if holders:
-        presence = Presence.made(
-            holders=holders,
-            recipes=recipes,
-            example=_written(example),
-            peers=[site.path for site, made in zip(sites, attentions, strict=True) if not isinstance(made, SimAM)],
-        )
+    if hooks:
+        peers = [site.path for site, made in zip(sites, attentions, strict=True) if not isinstance(made, SimAM)]
+        presence = _presence(model, hooks, sites, recipes, example, peers)
         parts.setdefault("", _Part(model, [], {})).hooks.append(presence)
     try:
         _exchange(model, list(parts.values()))
     finally:
         guard_hooks()
         torch.compiler.reset()
+
+
+def check_edits(model: nn.Module) -> None:
+    """Raise for an edit that was lost, and restore a hook that was dropped, as the next forward would.
+
+    SimAMs that came with modules which were added later, as copies of a block, are watched from now on.
+    """
+    presences = presences_in(model)
+    for path, presence in presences.items():
+        presence(model.get_submodule(path), ())
+    sites = [entry.insertion for entry in attended_in(model)]
+    if [*presences] == [""] and len(sites) > watched_in(model):
+        own = presences[""]
+        attach(model, sites, recipes=own.recipes, example=own.example, reuse=True)
 
 
 def detach(model: nn.Module) -> None:
@@ -183,16 +190,19 @@ def _new_attention(holder: nn.Module, model: nn.Module, site: Insertion, factory
         own.strength, own.gain = site.strength, site.gain
         return own.train(holder.training)
     attention: Any = factory(site.shape[site.channel_dim])
-    is_plain = isinstance(attention, nn.Module) and not isinstance(attention, torch.jit.ScriptModule)
-    tensors = (*attention.parameters(), *attention.buffers()) if is_plain else ()
-    if not is_plain or any(is_lazy(tensor) or tensor.is_meta for tensor in tensors):
-        needed = "attention must return an nn.Module in plain Python for a number of channels, and no lazy or meta one"
-        raise ModelError(f"{needed}; at {site.name} it returned {a_type(attention)}")
+    if not isinstance(attention, nn.Module) or isinstance(attention, torch.jit.ScriptModule):  # which takes no hooks
+        raise ModelError(
+            "attention must return an nn.Module in plain Python for a number of channels; "
+            f"it returned {a_type(attention)}"
+        )
+    if any(is_lazy(tensor) or tensor.is_meta for tensor in (*attention.parameters(), *attention.buffers())):
+        raise ModelError(
+            f"attention at {site.name} is {a_type(attention)} whose tensors have no data: they are lazy, or on meta"
+        )
     tensor = next((p for p in [*holder.parameters(), *model.parameters()] if p.is_floating_point()), None)
     if tensor is not None:
         attention.to(tensor.device, tensor.dtype)
-    attention.train(holder.training)
-    return cast(nn.Module, attention)
+    return attention.train(holder.training)
 
 
 def _hook(module: nn.Module, sites: list[Insertion]) -> SiteHook:
@@ -210,6 +220,23 @@ def _hook(module: nn.Module, sites: list[Insertion]) -> SiteHook:
             "delete it, inject, and set it after that"
         )
     return RewrittenMethod.of(module, expression.method, sites)
+
+
+def _presence(
+    model: nn.Module,
+    hooks: list[tuple[str, SiteHook]],
+    sites: Sequence[Insertion],
+    recipes: list[dict[str, Any]],
+    example: dict[str, Any] | None,
+    peers: list[str],
+) -> Presence:
+    holders = []
+    for path, hook in hooks:
+        names = tuple(path.split(".")) if path else ()
+        holders.append((names, hook, distance_to_end(model, names, hook.sites)))
+    witnesses = [(tuple(site.witness.split(".")), site.path) for site in sites if site.witness]
+    written = _written(example)
+    return Presence.made(holders=holders, witnesses=witnesses, recipes=recipes, example=written, peers=peers)
 
 
 def _written(example: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -248,8 +275,8 @@ def _parts(model: nn.Module) -> list[_Part]:
     for module in list(model.modules()):
         hooks = all_hooks(module)
         for hook in hooks:  # a part may have been injected by itself
-            for holder, site in hook.children(module) if isinstance(hook, Presence) else ():
-                expected[id(holder)].add(site.child)
+            for holder, name in hook.children(module) if isinstance(hook, Presence) else ():
+                expected[id(holder)].add(name)
         for name in (site.child for hook in hooks if isinstance(hook, SiteHook) for site in hook.sites):
             # `fuse_modules` moves the hook of an activation to the fused module, a Sequential, around it.
             for holder in module.children() if isinstance(module, CONTAINERS) else (module,):
@@ -308,42 +335,3 @@ def without_attention(model: nn.Module) -> Iterator[nn.Module]:
         yield model
     finally:
         restore()
-
-
-@contextmanager
-def bypassed(model: nn.Module) -> Iterator[None]:
-    """Every SimAM of the model, and of copies that are made inside, is the identity until the end."""
-    modules: list[Any] = [entry.attention for entry in attended_in(model) if entry.attention is not None]
-    bypass = _Bypass()
-    with _LOCK:
-        for module in modules:
-            module._bypasses = (*getattr(module, "_bypasses", ()), bypass)
-    try:
-        yield
-    finally:
-        bypass.active = False
-        with _LOCK:
-            for module in modules:
-                others = tuple(other for other in getattr(module, "_bypasses", ()) if other is not bypass)
-                if others:
-                    module._bypasses = others
-                else:  # one module may be at several sites
-                    vars(module).pop("_bypasses", None)
-
-
-_LOCK = threading.Lock()
-"""Several threads may bypass one model."""
-
-
-class _Bypass:
-    """One use of `bypassed`, which copies share; it is listed in `_bypasses` of each attention module."""
-
-    active = True
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        if self.active:
-            raise ModelError("a model that is pickled inside bypass(model) would stay bypassed: leave it first")
-        return SimpleNamespace, (), {"active": False}  # in a copy that was made inside

@@ -15,9 +15,9 @@ from weakref import ProxyTypes
 
 import torch
 from torch import Tensor, nn
-
-# Not imported in a function: in a process that is forked during the import, torch.manual_seed waits for ever.
-from torch._dynamo import config
+from torch._dynamo import (
+    config,
+)  # here, not in the function: in a process forked during the import, torch.manual_seed waits for ever
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from simam_inject.attention import SimAM

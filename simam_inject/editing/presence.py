@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -27,8 +28,10 @@ _Path = tuple[str, ...]
 
 
 class _State(TypedDict):
-    holders: list[tuple[_Path, InstanceOf[SiteHook], int, list[_Path]]]
-    """Path of each holder, the hook on it, its `distance_to_end`, and the paths of its witnesses."""
+    holders: list[tuple[_Path, InstanceOf[SiteHook], int]]
+    """Path of each holder, the hook on it, and its `distance_to_end`."""
+    witnesses: list[tuple[_Path, str]]
+    """Path of each norm that must stay one, with the path of its site."""
     recipes: Recipes
     """The recipes that were applied, as dicts."""
     example: ExampleRecord | None
@@ -45,7 +48,8 @@ class Presence(Hook):
 
     table, key, is_first = "_forward_pre_hooks", "simam_presence", True
 
-    holders: list[tuple[_Path, SiteHook, int, list[_Path]]]
+    holders: list[tuple[_Path, SiteHook, int]]
+    witnesses: list[tuple[_Path, str]]
     recipes: list[dict[str, Any]]
     example: dict[str, Any] | None
     peers: list[str]
@@ -53,11 +57,11 @@ class Presence(Hook):
     def __deepcopy__(self, memo: dict[int, Any]) -> Presence:
         """The copy watches the copies of the hooks; the records are the same."""
         twin = memo[id(self)] = Presence.made(**vars(self))
-        twin.holders = [(path, copy.deepcopy(hook, memo), end, norms) for path, hook, end, norms in self.holders]
+        twin.holders = [(path, copy.deepcopy(hook, memo), count) for path, hook, count in self.holders]
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"holders": self._not_ejected()}
+        return vars(self) | self._without_ejected()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Check what a file holds. The hooks are checked by themselves, and may not be complete yet."""
@@ -69,19 +73,15 @@ class Presence(Hook):
         Raises:
             ModelError: one was lost; the message names it and says what to do.
         """
-        if not self.holders and not torch.compiler.is_compiling():
-            self.take_off(root)
         mended = []
-        for place, (old, hook, *_) in enumerate(self.holders):
-            module = _module_at(root, old)
+        for place, (path, hook, count) in enumerate(self.holders):
+            module = _module_at(root, path)
             if module is None or not _holds(module, hook):
                 if hook.is_ejected:
-                    self.holders = self._not_ejected()
-                    self(root, args)
+                    self._check_rest(root, args)
                     return
                 module = self._follow(root, place)
-            path, _, count, norms = self.holders[place]
-            if count and distance_to_end(root, path, hook.sites) != count:
+            if count and distance_to_end(root, self.holders[place][0], hook.sites) != count:
                 site = hook.sites[0]
                 end = f"{site.reader} have changed: SimAM would not be applied to its input"
                 if isinstance(site.edit, Output):
@@ -89,35 +89,52 @@ class Presence(Hook):
                 raise ModelError(f"the children of {end}; {ADVICE}")
             if not hook.is_on(module) and hook.mend(module, root):
                 mended.append(hook.sites[0].path)
-            for norm in norms:
-                _check_norm(root, norm, hook.sites[0].path)
-        if mended:
-            warnings.warn(
-                f"the hooks of {len(mended)} SimAM modules ({mended[0]}, ...) had been dropped from their modules, "
-                "or registered twice, and were restored",
-                stacklevel=5,  # the call of the model, past the frames of `nn.Module.__call__`, or of a function
-            )
+        for path, site_path in self.witnesses:
+            if not _is_norm_at(root, path):
+                norm = _module_at(root, path)
+                became = "was removed" if norm is None else f"was replaced by {a_type(norm)}"
+                raise ModelError(
+                    f"the norm {'.'.join(path)} {became}, so it may have been folded across the SimAM at {site_path}; "
+                    f"{ADVICE}"
+                )
+        _warn_of_restored(mended, stacklevel=6)  # the call of the model, past the frames of `nn.Module.__call__`
 
-    def _not_ejected(self) -> list[tuple[_Path, SiteHook, int, list[_Path]]]:
-        """The holders without those of parts that were ejected by themselves."""
-        return [holder for holder in self.holders if not holder[1].is_ejected]
+    def _check_rest(self, root: nn.Module, args: Any) -> None:
+        """Check what is left once a part was ejected by itself; nothing is left to do once all were."""
+        vars(self).update(self._without_ejected())
+        if self.holders:
+            self(root, args)
+        elif not torch.compiler.is_compiling():
+            self.take_off(root)
 
-    def children(self, root: nn.Module) -> Iterator[tuple[nn.Module, Insertion]]:
-        """Every attention module of the root, with or without its hook: its holder and its site."""
-        for path, hook, *_ in self.holders:
+    def _without_ejected(self) -> dict[str, Any]:
+        """Holders and witnesses without those of parts that were ejected by themselves."""
+        holders = [holder for holder in self.holders if not holder[1].is_ejected]
+        there = {site.path for _, hook, _ in holders for site in hook.sites}
+        return {"holders": holders, "witnesses": [one for one in self.witnesses if one[1] in there]}
+
+    def children(self, root: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+        """Every attention module of the root, with or without its hook: its holder and its name."""
+        for path, hook, _ in self.holders:
             module = _module_at(root, path)
-            yield from ((module, site) for site in hook.sites if module is not None and site.child in module._modules)
+            names = [site.child for site in hook.sites]
+            yield from ((module, name) for name in names if module is not None and name in module._modules)
 
     def _follow(self, root: nn.Module, place: int) -> Any:
         """Find a holder that was wrapped, or moved inside its container, and record its new path.
 
         A holder that was replaced, and is only referenced from elsewhere, counts as lost.
         """
-        old, hook, count, norms = self.holders[place]
+        old, hook, count = self.holders[place]
         for path, module in root.named_modules():
             parts = tuple(path.split(".")) if path else ()
             if any(one is hook for one in hooks_on(module)) and _holds(module, hook) and _is_moved(root, old, parts):
-                self.holders[place] = parts, hook, count, [_moved_along(root, old, parts, norm) for norm in norms]
+                self.holders[place] = parts, hook, count
+                own = {site.path for site in hook.sites}
+                self.witnesses = [
+                    (_moved_along(root, old, parts, witness) if site in own else witness, site)
+                    for witness, site in self.witnesses
+                ]
                 return module
         raise lost(hook.sites[0], f"{'.'.join(old) or 'the model'} was replaced, removed, or lost its SimAM")
 
@@ -140,10 +157,14 @@ def _is_moved(root: nn.Module, old: _Path, new: _Path) -> bool:
         return all(a == b or (a.isdigit() and b.isdigit()) for a, b in zip(old, new, strict=True))
     if len(new) < len(old):
         count = len(old) - len(new)
-        cuts = [start for start in range(1, len(new) + 1) if new == (*old[:start], *old[start + count :])]
+        cuts = [start for start in range(1, len(new) + 1) if new == _without(old, start, count)]
         return any(_module_at(root, old[: start + count]) is None for start in cuts)
     rest = iter(new)
     return all(name in rest for name in old)
+
+
+def _without(path: _Path, start: int, count: int) -> _Path:
+    return *path[:start], *path[start + count :]
 
 
 def _moved_along(root: nn.Module, old: _Path, new: _Path, path: _Path) -> _Path:
@@ -157,14 +178,6 @@ def _moved_along(root: nn.Module, old: _Path, new: _Path, path: _Path) -> _Path:
     elif len(old) == len(new) and path[:at] == old[:at] and all(one[at].isdigit() for one in (old, new, path)):
         moved = (*new[:at], str(int(path[at]) + int(new[at]) - int(old[at])), *path[at + 1 :])
     return next((place for place in (moved, path, beside) if _is_norm_at(root, place)), path)
-
-
-def _check_norm(root: nn.Module, path: _Path, site_path: str) -> None:
-    if not _is_norm_at(root, path):
-        norm = _module_at(root, path)
-        became = "was removed" if norm is None else f"was replaced by {a_type(norm)}"
-        folded = f"so it may have been folded across the SimAM at {site_path}"
-        raise ModelError(f"the norm {'.'.join(path)} {became}, {folded}; {ADVICE}")
 
 
 def _is_norm_at(root: nn.Module, path: _Path) -> bool:
@@ -201,7 +214,7 @@ def presence_of(model: nn.Module) -> Presence | None:
     """The presence hook of a root; None if all parts with SimAM were ejected by themselves."""
     hooks = () if isinstance(model, torch.jit.ScriptModule) else model._forward_pre_hooks.values()
     found = next((hook for hook in hooks if isinstance(hook, Presence)), None)
-    return found if found is not None and found._not_ejected() else None
+    return found if found is not None and any(not hook.is_ejected for _, hook, _ in found.holders) else None
 
 
 def presences_in(model: nn.Module) -> dict[str, Presence]:
@@ -209,16 +222,32 @@ def presences_in(model: nn.Module) -> dict[str, Presence]:
     return {path: own for path, part in model.named_modules() if (own := presence_of(part)) is not None}
 
 
-def check_edits(model: nn.Module) -> None:
-    """Raise for an edit that was lost, and restore a hook that was dropped, as the next forward would."""
-    for path, presence in presences_in(model).items():
-        presence(model.get_submodule(path), ())
+def _warn_of_restored(sites: Sequence[str], *, stacklevel: int) -> None:
+    if sites:
+        warnings.warn(
+            f"the hooks of {len(sites)} SimAM modules ({sites[0]}, ...) had been dropped from their modules, "
+            "or registered twice, and were restored",
+            stacklevel=stacklevel,
+        )
+
+
+def restore_hooks(model: nn.Module) -> None:
+    """Restore hooks that a tool dropped while it kept their SimAM, as the next forward would."""
+    mended = []
+    for path, own in presences_in(model).items():
+        root = model.get_submodule(path)
+        for place, hook, _ in own.holders:
+            module = _module_at(root, place)
+            if module is not None and _holds(module, hook) and not hook.is_on(module):
+                with suppress(ModelError):  # which the next forward raises
+                    mended += [hook.sites[0].path] if hook.mend(module, root) else []
+    _warn_of_restored(mended, stacklevel=5)  # the caller of a public function
 
 
 def watched_in(model: nn.Module) -> int:
     """How many sites the presence check of a model watches."""
     found = presence_of(model)
-    return sum(len(hook.sites) for _, hook, *_ in found._not_ejected()) if found else 0
+    return sum(len(hook.sites) for _, hook, _ in found.holders if not hook.is_ejected) if found else 0
 
 
 torch.serialization.add_safe_globals([Presence])

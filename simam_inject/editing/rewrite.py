@@ -158,6 +158,11 @@ class RewrittenMethod(SiteHook):
         error = ModelError(f"{name} was replaced after SimAM was added inside it; {ADVICE}")
         if torch.compiler.is_compiling():
             raise error
+        method = getattr(type(self.owner), self.method)
+        if getattr(method, "__code__", None) == self.version[1]:  # its source may be gone: cloudpickle has none
+            function = _with_code(self.function.__code__, method)
+            vars(self).update(function=function, original=method, version=_version(method))
+            return
         try:
             new = RewrittenMethod.of(self.owner, self.method, self.sites)
         except ModelError:
@@ -288,9 +293,13 @@ def _compile(function: ast.FunctionDef, original: types.FunctionType) -> types.F
     code = compile(module, code.co_filename, "exec")
     for name in ("_closure", kind, function.name):
         code = next(item for item in code.co_consts if isinstance(item, types.CodeType) and item.co_name == name)
-    code = _shared(code, code.co_filename)
-    by_name = dict(zip(cells, original.__closure__ or (), strict=True))
-    closure = tuple(by_name[name] for name in code.co_freevars)
+    return _with_code(_shared(code, code.co_filename), original)
+
+
+def _with_code(code: types.CodeType, original: types.FunctionType) -> types.FunctionType:
+    """A function of this code, with the globals, defaults and closure of the original."""
+    cells = dict(zip(original.__code__.co_freevars, original.__closure__ or (), strict=True))
+    closure = tuple(cells[name] for name in code.co_freevars)
     result = types.FunctionType(code, original.__globals__, original.__name__, original.__defaults__, closure)
     result.__kwdefaults__ = original.__kwdefaults__
     result.__qualname__ = original.__qualname__

@@ -21,7 +21,8 @@ from simam_inject.attention.functional import LARGEST, SMALLEST
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.surroundings import same_surroundings
 from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
-from simam_inject.editing.attach import bypassed, simams_in
+from simam_inject.editing.attach import simams_in
+from simam_inject.editing.bypass import bypassed
 from simam_inject.errors import describe_exception, shortened
 from simam_inject.export.formats import Artefact, read
 from simam_inject.export.graph import GraphSimAM

@@ -87,30 +87,26 @@ def as_planned(model: nn.Module, sites: list[Attended]) -> Check:
         problem = f"{len(sites)} of {expected} sites are in the model" if len(sites) < expected else ""
         if len(sites) > expected and len(presences) == 1:  # a part may have been injected by itself
             came = f"{len(sites) - expected} of {len(sites)} sites came with modules that were added later"
-            problem = f"{came}: call eject(model) and inject again"
+            problem = f"{came}: call inject again, which watches them as well"
         recipes = [recipe for own in presences.values() for recipe in own.recipes]
+        holders = [(path, own, *held) for path, own in presences.items() for held in own.holders]
         peers = {
-            (id(holder), site.child)
-            for path, own in presences.items()
-            for holder, site in own.children(model.get_submodule(path))
+            ".".join((*([path] if path else []), *place, site.child))
+            for path, own, place, hook, _ in holders
+            for site in hook.sites
             if site.path in own.peers
         }
         problem = next(filter(None, (_why_other(entry, recipes, peers) for entry in sites)), problem)
     return Check("every SimAM is the one planned", not problem, problem or f"{len(sites)} of {len(sites)}")
 
 
-def _why_other(entry: Attended, recipes: list[dict[str, Any]], peers: set[tuple[int, str]]) -> str | None:
-    """How the SimAM at a site differs from the plan, or the plan from its recipe.
-
-    Args:
-        recipes: as dicts.
-        peers: identity of the holder, and the name of each attention module that is planned to be another.
-    """
+def _why_other(entry: Attended, recipes: list[dict[str, Any]], peers: set[str]) -> str | None:
+    """How the SimAM at a site differs from the plan, or the plan from its recipe."""
     attention, site = entry.attention, entry.site
     if attention is None:
         return f"{site.path} has lost its module {site.child}"
     if not isinstance(attention, SimAM):
-        is_peer = (id(entry.holder), site.child) in peers
+        is_peer = site.module in peers
         return None if is_peer else f"{site.path} has {a_type(attention)} instead of its SimAM"
     if attention.bypassed:
         return f"{site.path} is bypassed"

@@ -160,9 +160,10 @@ def _write_back(value: Any, copied: Any, entry: Any, attended: Any) -> None:
     if isinstance(value, list):
         value[:] = [entry if one is attended else one for one in copied]
     elif isinstance(value, dict):
-        written = {name: entry if one is attended else one for name, one in copied.items()}
-        value.clear()
-        value.update(written)
+        for name in value.keys() - copied.keys():
+            del value[name]
+        for name, one in copied.items():
+            value[name] = entry if one is attended else one
 
 
 class _SiteNamer(Namer):

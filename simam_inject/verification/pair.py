@@ -19,8 +19,9 @@ from simam_inject.editing.attach import Attended, attended_in
 from simam_inject.errors import ModelError, a_type, describe_exception
 from simam_inject.nested import tensors_of
 from simam_inject.verification.checks import DISTURBED, Check, unless
+from simam_inject.verification.formula import Truth
 from simam_inject.verification.oracle import Oracle
-from simam_inject.verification.outputs import Truth, difference
+from simam_inject.verification.outputs import difference
 
 _CHANNELS = 8
 """About how many channels of a map are compared at the size of the example."""

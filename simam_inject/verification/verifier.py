@@ -6,14 +6,12 @@ small if possible, in eval and in train mode, they go on with what it returns.
 
 from __future__ import annotations
 
-import os
-import random
+import sys
 import threading
-from collections.abc import Callable
 from functools import partial
+from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.overrides import BaseTorchFunctionMode
@@ -38,6 +36,7 @@ from simam_inject.verification.checks import (
 )
 from simam_inject.verification.oracle import Oracle
 from simam_inject.verification.pair import Pair
+from simam_inject.verification.random_numbers import DRAWING, random_states, set_seed
 
 SAME_WAY = "the example forward runs the modules that were recorded"
 _SEED = 0x51A4_0001
@@ -54,10 +53,6 @@ _FAULTS = 2
 """Of these, those that drew equally many and differ: another thread may have drawn in both, at other moments."""
 _OWN_SIZE = "the example's size"
 _DIRECT = "never ran: the model calls {}.forward(...) itself, which runs no hooks"
-_DRAWING = threading.RLock()
-"""Held while two forwards run, so that verifications in several threads do not disturb each other."""
-if hasattr(os, "register_at_fork"):  # a process that is forked meanwhile would have it locked for ever
-    os.register_at_fork(after_in_child=_DRAWING._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 def check_model(
@@ -127,18 +122,21 @@ class _Checks:
 
     def _called_directly(self, paths: set[str]) -> set[str]:
         """Those of these modules that the example forward runs by their `forward` alone, as `conv.forward(x)`."""
-        original, idle, ran = self._original(), paths - self.oracle.ran, set[str]()
+        original, ran = self._original(), set[str]()
+        modules = {id(original.get_submodule(path)): path for path in paths - self.oracle.ran}
 
-        def noted(path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            ran.add(path)
-            return forward(*args, **kwargs)
+        def watch(frame: FrameType, event: str, _argument: object) -> None:
+            code = frame.f_code
+            if event == "call" and code.co_name == "forward" and code.co_argcount:
+                ran.add(modules.get(id(frame.f_locals.get(code.co_varnames[0])), ""))
 
-        for path in idle:
-            module = original.get_submodule(path)
-            vars(module)["forward"] = partial(noted, path, module.forward)
-        if idle:
-            self._run(original, example=self.example)
-        return ran
+        if modules and sys.getprofile() is None:  # a profiler of the user's cannot always be set again
+            sys.setprofile(watch)  # of this thread
+            try:
+                self._run(original, example=self.example)
+            finally:
+                sys.setprofile(None)
+        return ran & set(modules.values())
 
     def _at_another_size(self) -> Check:
         pair = self._pair(training=False)
@@ -202,7 +200,7 @@ class _Checks:
         others = any(not isinstance(entry.attention, SimAM) for entry in self.sites)  # which may draw as well
         has_threads, faults = threading.active_count() > 1, 0
         for _ in range(_ATTEMPTS if has_threads else 1):
-            with _DRAWING:
+            with DRAWING:
                 error = self._try_both(pair)
             is_equal = error is None and pair.is_equal()
             faults += not is_equal and all(state == self.drawn[0] for state in self.drawn)
@@ -244,30 +242,9 @@ class _Checks:
     def _run(self, twin: nn.Module, *, example: Example, training: bool = False, seed: int = _SEED) -> Any:
         """The output of one forward, from the same random state as every other of this seed."""
         set_mode(twin, training)
-        _set_seed(seed)
+        set_seed(seed)
         # Under a mode, as the oracle's: torch's fast paths of attention compute otherwise, and are not taken then.
         with torch.set_grad_enabled(training), BaseTorchFunctionMode():
             output = example.run(twin)
-        self.drawn.append(_random_states())
+        self.drawn.append(random_states())
         return output
-
-
-def _generators() -> list[torch.Generator]:
-    """The default generators of the devices in use: another one would keep the seed until its device is used."""
-    in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return [torch.default_generator, *(torch.cuda.default_generators if in_use else ())]
-
-
-def _set_seed(seed: int) -> None:
-    """Seed torch, `random` and NumPy. As `torch.manual_seed`, but without locks of devices, which a fork would copy."""
-    for generator in _generators():
-        generator.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed)
-
-
-def _random_states() -> tuple[object, ...]:
-    """The states of all generators, to be compared."""
-    numpy_state: Any = np.random.get_state()
-    ours = (generator.get_state().numpy().tobytes() for generator in _generators())
-    return *ours, random.getstate(), bytes(numpy_state[1]), numpy_state[2]

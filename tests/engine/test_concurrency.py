@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from simam_inject import InjectError, SimAM, eject, inject, injected, plan, verify
-from simam_inject.verification.verifier import _random_states, _set_seed
+from simam_inject.verification.random_numbers import random_states, set_seed
 from tests.oracle import E_LAMBDA, assert_right, distance, hooked, same_bits
 
 ROOT = Path(__file__).absolute().parents[2]
@@ -636,16 +636,16 @@ def test_another_thread_draws_equally_many_numbers_at_other_moments(which, monke
 
     def seed_and_draw(seed):
         seeded.append(seed)
-        _set_seed(seed)
+        set_seed(seed)
         torch.rand(0 if len(seeded) == which else 100)
 
     def draw_and_return():
         torch.rand(100 if len(seeded) == which else 0)
-        return _random_states()
+        return random_states()
 
     model = inject(build(Random), "after conv2d", example_inputs=image())
-    monkeypatch.setattr("simam_inject.verification.verifier._set_seed", seed_and_draw)
-    monkeypatch.setattr("simam_inject.verification.verifier._random_states", draw_and_return)
+    monkeypatch.setattr("simam_inject.verification.verifier.set_seed", seed_and_draw)
+    monkeypatch.setattr("simam_inject.verification.verifier.random_states", draw_and_return)
     with ThreadPoolExecutor(1) as threads:
         threads.submit(int).result()
         found = verify(model)

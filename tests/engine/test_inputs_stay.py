@@ -193,6 +193,24 @@ def test_a_model_whose_example_is_an_object_can_be_pickled():
     assert same_bits(again(Sample(X.clone())), model(Sample(X.clone())))
 
 
+class Slotted(Block):
+    __slots__ = ("seen",)
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(x)
+        return super().forward(x)
+
+
+def test_what_stands_in_a_slot_is_copied_too():
+    model = Slotted().eval()
+    inject(model, "after slotted.a", example_inputs=torch.rand(2, 4, 8, 8))
+    assert model.seen == []
+
+
 def test_a_module_that_keeps_a_storage():
     model = Block().eval()
     model.memory = torch.ones(2).untyped_storage()

@@ -7,6 +7,7 @@ import copy
 import functools
 import importlib
 import pickle
+import types
 import warnings
 import weakref
 from pathlib import Path
@@ -287,6 +288,17 @@ def test_a_lost_hook_is_mended_with_one_warning(lose):
         assert_right(each, expected, plain)
 
 
+def test_hooks_are_restored_where_another_edit_was_lost():
+    """The next forward raises for the lost edit; what was only dropped is still known to other functions."""
+    model = inject(small(), recipe("one.conv", "one.bn", "two.bn"), example_inputs=image())
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model.one.conv = copy.deepcopy(small().one.conv)
+    with pytest.warns(UserWarning, match="had been dropped"):
+        assert [site.path for site in injected(model)] == ["one.bn", "two.bn"]
+    with pytest.raises(InjectError, match=r"SimAM at one\.conv was lost"):
+        run(model)
+
+
 # C4: tools that ask for the exact class
 
 
@@ -502,6 +514,24 @@ def test_a_file_that_is_loaded_again_with_its_lines_moved(tmp_path, monkeypatch)
             assert same_bits(run(model), once)
     with pytest.raises(InjectError, match="forward was replaced after SimAM"):
         run(model)
+
+
+def test_equal_code_of_another_file_is_the_same_method():
+    """cloudpickle (joblib, Ray) sets the methods of a class in `__main__` again, from code without a source."""
+    factor = 2.0
+
+    class Own(Op):
+        def forward(self, x):
+            return self.d(self.c(x) * 2) * factor
+
+    stock = with_statistics(Own())
+    model = inject(copy.deepcopy(stock), recipe("mul"), example_inputs=image())
+    once, method = run(model), Own.forward
+    code = method.__code__.replace(co_filename="<dynamic-code>")
+    Own.forward = types.FunctionType(code, dict(method.__globals__), "forward", None, (types.CellType(3.0),))
+    assert_right(run(model), 1.5 * once, run(stock))
+    with bypass(model):
+        assert same_bits(run(model), run(stock))
 
 
 def compiled_forward(net, backend):

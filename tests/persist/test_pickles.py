@@ -376,7 +376,7 @@ def test_a_hook_with_hostile_fields_is_refused():
         lambda state: state.update(holders=[(("a",), nn.ReLU())]),
         lambda state: state.update(holders=[(5, *state["holders"][0][1:])]),
         lambda state: state.update(holders=None),
-        lambda state: state.update(holders=[(*state["holders"][0][:3], [("bn", 5)])]),
+        lambda state: state.update(witnesses=[("bn", 5)]),
         lambda state: state.update(recipes=[nn.ReLU()]),
         lambda state: state.update(recipes="paper"),
         lambda state: state.update(example={"args": ["tensor hub 3"], "kwargs": {}}),

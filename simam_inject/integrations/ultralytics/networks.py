@@ -98,11 +98,8 @@ def _forget_deleted_branches(root: nn.Module, presence: Presence) -> None:
     def is_there(path: tuple[str, ...]) -> bool:
         return ".".join(path) in modules or not ".".join(path).startswith(heads)
 
-    presence.holders = [
-        (path, hook, end, list(filter(is_there, norms)))
-        for path, hook, end, norms in presence.holders
-        if is_there(path)
-    ]
+    presence.holders = [holder for holder in presence.holders if is_there(holder[0])]
+    presence.witnesses = [witness for witness in presence.witnesses if is_there(witness[0])]
 
 
 def _read_checkpoint(original: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
