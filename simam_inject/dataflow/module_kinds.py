@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
 
 from simam_inject.kinds import FAMILIES, KINDS, kind_of
 
@@ -34,7 +35,7 @@ def module_kind(module: nn.Module) -> str:
 def leaf_kind(
     module: nn.Module, computed: Sequence[tuple[str, dict[str, Any]]], inputs: int
 ) -> tuple[str, dict[str, Any]]:
-    """Kind of a module without children, and facts of the one convolution or pooling that its forward calls.
+    """Kind of a module without children, and facts of the convolution that its forward calls.
 
     With parameters, one convolution, and no norm, activation or pooling, it is a convolution, whatever its class. One
     whose forward is one activation is that activation, unless its class name is a listed kind. One that joins several
@@ -52,8 +53,7 @@ def leaf_kind(
     if computed and (is_act or is_join):
         return computed[0]
     is_own = not isinstance(module, _ConvNd) or module_kind(module) not in KINDS
-    found = [facts for _, facts in computed if facts]
-    return layers[0][0] if is_conv and is_own else module_kind(module), found[0] if len(found) == 1 else {}
+    return layers[0] if is_conv and is_own else (module_kind(module), {})
 
 
 def function_name(function: Callable[..., Any]) -> str:
@@ -69,8 +69,29 @@ def function_kind(function: Callable[..., Any]) -> str:
     return _kind_of(function_name(function))
 
 
+def conv_facts(module: nn.Module) -> dict[str, Any]:
+    """Kernel, stride, dilation, groups and depthwise of a real convolution or pooling; {} for any other module.
+
+    Attributes such as `kernel_size` on a wrapper do not count: the convolution inside is a site of its own.
+    """
+    if not isinstance(module, (_ConvNd, _AvgPoolNd, _MaxPoolNd)):
+        return {}
+    bases = (base.__name__ for base in type(module).__mro__ if base.__module__.startswith("torch.nn.modules."))
+    rank = next((int(name[-2]) for name in bases if name[-2:-1].isdigit()), 2)
+    facts: dict[str, Any] = {}
+    for fact, attribute in (("kernel", "kernel_size"), ("stride", "stride"), ("dilation", "dilation")):
+        value = getattr(module, attribute, None)
+        value = (value,) * rank if isinstance(value, int) else value
+        if isinstance(value, (tuple, list)) and value and all(isinstance(length, int) for length in value):
+            facts[fact] = tuple(value)
+    if isinstance(module, _ConvNd):
+        facts["groups"] = module.groups
+        facts["depthwise"] = module.groups == module.in_channels > 1
+    return facts
+
+
 def function_facts(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Kernel, stride, dilation, groups and depthwise of a convolution or pooling; {} for any other function."""
+    """The same facts of a convolution or pooling that is called as a function; {} for anything else."""
     name = function_name(function)
     kind, rank = name[:-2], name[-2:-1]
     if kind not in _PARAMETERS or not rank.isdigit():

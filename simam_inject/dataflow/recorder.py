@@ -20,7 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from simam_inject.dataflow.axes import layout_after
 from simam_inject.dataflow.example import Example
-from simam_inject.dataflow.module_kinds import function_facts, function_kind, leaf_kind
+from simam_inject.dataflow.module_kinds import conv_facts, function_facts, function_kind, leaf_kind
 from simam_inject.dataflow.naming import Arguments, Namer, Tensors, arguments_in
 from simam_inject.dataflow.twin import Convert
 from simam_inject.dataflow.values import NEVER, NOWHERE, Frame, Layout, Read, Recording, Step, Value, keyed
@@ -154,6 +154,7 @@ class Recorder(Namer):
     def _enter_call(self, frame: Frame, path: str) -> None:
         parent, is_block = frame.parent, frame.is_scope and has_children(frame.module)
         kind, facts = ("block", {}) if is_block else leaf_kind(frame.module, frame.computed, len(frame.inputs))
+        facts = {**facts, **conv_facts(frame.module)}
         is_passed = not frame.computed and len(frame.inputs) == 1 and any(value.alias_of for _, value in frame.outputs)
         kind = "identity" if is_passed and not is_block and kind not in KINDS else kind
         inputs = () if parent is None else _steps_of(parent, frame.inputs)

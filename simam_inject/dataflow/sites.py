@@ -15,7 +15,7 @@ from torch import nn
 from simam_inject.dataflow.anatomy import SCRIPTED, Anatomy, Site
 from simam_inject.dataflow.axes import find_axes
 from simam_inject.dataflow.example import Example
-from simam_inject.dataflow.module_kinds import module_kind
+from simam_inject.dataflow.module_kinds import conv_facts, module_kind
 from simam_inject.dataflow.recorder import storage_of
 from simam_inject.dataflow.structure import find_structure
 from simam_inject.dataflow.values import NEVER, Read, Recording, Shape, Step, Value, covers, keyed
@@ -271,7 +271,7 @@ def _origins(values: Sequence[Value | None], looked_through: Set[str] = TRANSPAR
 
 def _module_facts(module: nn.Module) -> dict[str, Any]:
     names = tuple(base.__name__ for base in type(module).__mro__ if base.__name__ not in _NOT_BASES)
-    return {"class_name": names[0] if names else type(module).__name__, "bases": names}
+    return {"class_name": names[0] if names else type(module).__name__, "bases": names, **conv_facts(module)}
 
 
 def _reduction(image: Shape, spatial: Shape) -> int | None:

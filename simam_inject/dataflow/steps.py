@@ -6,11 +6,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
 from simam_inject.dataflow.module_kinds import UPSAMPLING
 from simam_inject.dataflow.values import Recording, Step
 from simam_inject.kinds import FAMILIES, words
 
-_LINEAR = ("linear", "multi_head_attention_forward")
+_WEIGHTED = (_ConvNd, nn.Linear)
 _MOST = 4
 """Channels of a result that is an image, a mask or a flow."""
 _ARITHMETIC = words("add sub mul div")
@@ -34,10 +37,11 @@ class Structure:
 
 
 def weight(step: Step) -> int:
-    """Convolutions and linear layers in a step."""
+    """Convolutions and matrix products in a step: as operations, or as modules where these cannot be seen."""
     if step.call is None or step.is_leaf:
-        return int(step.kind.startswith("conv") or step.kind in _LINEAR)
-    return sum(map(weight, step.call.steps))
+        return int(step.kind.startswith("conv") or step.kind == "linear")
+    modules = sum(isinstance(part, _WEIGHTED) for part in step.call.module.modules())
+    return max(modules, sum(map(weight, step.call.steps)))
 
 
 def has_two_maps(step: Step) -> bool:
