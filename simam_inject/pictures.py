@@ -47,6 +47,8 @@ def open_picture(path: str | Path, mode: str = "RGB") -> Image.Image:
     try:
         with Image.open(path) as file:
             found, image = file.mode, ImageOps.exif_transpose(file).convert(mode)
+    except ImportError:  # ultralytics replaces Image.open by one that needs a plugin for unknown formats
+        raise FileError(f"{path} cannot be read as an image: unknown format") from None
     except Exception as error:  # each format fails in ways of its own
         raise FileError(f"{path} cannot be read as an image: {error}") from None
     if found.startswith(("I", "F")):  # the conversion cuts values at 255

@@ -136,10 +136,18 @@ def peer_factory(name: str) -> Callable[[int], nn.Module]:
 
 
 def make_variants(model: nn.Module, recipe: Any, example: Any, against: tuple[str, ...]) -> dict[str, nn.Module]:
-    """Copies of the model by name of variant, without the attention that it has. The model itself is not changed."""
+    """Copies of the model by name of variant, without the attention that it has. The model itself is not changed.
+
+    Raises:
+        ModelError: a peer is unknown, or a site is not two-dimensional, which the peers cannot attend.
+    """
     factories = {name: peer_factory(name) for name in against}
     plain = eject(copy.deepcopy(model))
     variants = {PLAIN: plain, SIMAM: inject(copy.deepcopy(plain), recipe, example_inputs=example)}
+    flat = next((site for site in injected(variants[SIMAM]) if len(site.shape) != 4), None)
+    if flat is not None and factories:
+        names = ", ".join(factories)
+        raise ModelError(f"{names} need two-dimensional feature maps; the shape of {flat.path} is {flat.shape}")
     for name, factory in factories.items():
         twin = copy.deepcopy(plain)
         variants[name] = inject(twin, recipe, example_inputs=example, attention=factory, verify=False)

@@ -18,7 +18,7 @@ from simam_inject.cli.options import (
     RecipeOptions,
     ShowRecipeOptions,
 )
-from simam_inject.cli.preparing import images_in, make_plan, prepare, read_image
+from simam_inject.cli.preparing import images_in, make_plan, prepare, read_image, selectors
 from simam_inject.cli.program import Outcome, Step, note
 from simam_inject.errors import FileError, ModelError, NoMatchError, RecipeError, check_installed, plural, shortened
 from simam_inject.zoo import ZooModel
@@ -108,9 +108,11 @@ def maps(options: MapsOptions, step: Step) -> Outcome:
     files = [file for path in options.images for file in (images_in(path, _MOST) if path.is_dir() else [path])]
     if len(files) > _MOST:
         raise FileError(f"{len(files)} images do not fit into one picture; give at most {_MOST}")
-    built, plan = make_plan(options, step, options.new_strength)
-    if plan.insertions:
+    if selectors(options):
+        built, plan = make_plan(options, step, options.new_strength)
         plan.apply()
+    else:
+        built = prepare(options, step)
     if options.strength is not None:
         set_strength(built.model, options.strength)
     chosen = _choose(built, options.site)
@@ -122,7 +124,8 @@ def maps(options: MapsOptions, step: Step) -> Outcome:
     look = difference_maps if options.difference else attention_maps
     found = [look(built.model, shot.input, channel=options.channel) for shot in shots]
     # `path`, `path (run 2)`, `path before reader`
-    names = [name for name, gate in found[0].items() if name.partition(" ")[0] in chosen and gate.dim() == 4]
+    drawn = [name for name in found[0] if any(name == path or name.startswith(f"{path} ") for path in chosen)]
+    names = [name for name in drawn if found[0][name].dim() == 4]
     if not names:
         raise ModelError("none of these sites has a two-dimensional feature map")
     rows = [(shot, {name: values[name][0, 0] for name in names}) for shot, values in zip(shots, found, strict=True)]
@@ -142,6 +145,8 @@ def _choose(built: ZooModel, patterns: list[str]) -> set[str]:
     from simam_inject.recipe.names import Glob
 
     sites = injected(built.model)
+    if not sites:
+        raise ModelError(f"{built.name} has no SimAM: add --recipe NAME or --after BLOCK")
     if not patterns:
         return set({site.reduction: site.path for site in sites}.values())
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from simam_inject.zoo import ZooModel, build, load_weights
 from simam_inject.zoo.names import find_library
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from simam_inject.pictures import Photograph
     from simam_inject.planning.plan import Plan
@@ -44,16 +45,15 @@ def compose_recipe(options: RecipeOptions, own: Sequence[Recipe] = ()) -> Recipe
     parts = [*map(load_recipe, selectors(options))] or own
     if not parts:
         raise RecipeError("no site given: use --after BLOCK, --before BLOCK.CHILD or --recipe NAME")
-    if parts is own and (options.exclude or options.e_lambda is not None):
-        changes = "--exclude and --e-lambda cannot change the sites that a model has"
-        raise RecipeError(f"{changes}: give a recipe, and a model without SimAM")
+    changes = {"--exclude": options.exclude, "--e-lambda": options.e_lambda is not None}
+    if parts is own and any(changes.values()):
+        given = " and ".join(name for name, is_given in changes.items() if is_given)
+        raise RecipeError(f"{given} cannot change the sites that a model has: give a recipe, and a model without SimAM")
     recipe = parts[0]
     if len(parts) > 1:
         rules: list[Rule] = []
-        for index, part in enumerate(parts):
-            is_place = 0 < len(options.recipe) <= index  # it has the lambda of the first recipe
-            e_lambda = None if is_place else part.e_lambda
-            rules += (rule.model_copy(update={"e_lambda": rule.e_lambda or e_lambda}) for rule in part.rules)
+        for index, part in enumerate(parts):  # places have the lambda of the first recipe
+            rules += _rules_with_lambda(part) if 0 < index < len(options.recipe) else part.rules
         recipe = Recipe(name=", ".join(part.name for part in parts), e_lambda=recipe.e_lambda, rules=rules)
     return adjusted(recipe, options.exclude, options.e_lambda)
 
@@ -83,21 +83,60 @@ def make_plan(options: RecipeOptions, step: Step, strength: float = 1.0) -> tupl
     recipe = None if may_have_sites and not selectors(options) else compose_recipe(options)  # before it takes seconds
     built = prepare(options, step)
     from simam_inject import api
+    from simam_inject.recipe import load_recipe
+
+    step("planning")
+    inputs = built.example_inputs
+    try:
+        if recipe is None:
+            own = compose_recipe(options, _recipes_of(built))
+            _attach_at_root(built.model)
+            plan = api.plan_present(built.model, own, inputs)
+        else:
+            plan = api.make_plan(built.model, recipe, inputs, strength, exclude=("--exclude", options.exclude))
+    except NoMatchError as error:
+        if len(parts := selectors(options)) < 2 or "rules[" not in str(error):
+            raise
+        starts = accumulate((len(load_recipe(part).rules) for part in parts), initial=0)
+        firsts = ", ".join(f"rules[{start}] is the first of {part}" for part, start in zip(parts, starts, strict=False))
+        raise NoMatchError(f"{error}\nrules are numbered over all recipes: {firsts}") from None
+    except ModelError as error:
+        if options.input_size is None or len(options.input_size) != 2:
+            raise
+        one, two = options.input_size
+        image = f"{one}x{two}x{two}" if one in (1, 3) else f"3x{one}x{two}"
+        advice = f"--input-size {one}x{two} is channels x length; an image is channels x height x width: {image}"
+        raise ModelError(f"{error}\n{advice}") from None
+    if not plan.insertions and not plan.is_done:
+        raise NoMatchError(plan.why_no_effect())
+    return built, plan
+
+
+def _recipes_of(built: ZooModel) -> list[Recipe]:
+    """The recipes that were applied to the model, each rule with its lambda."""
     from simam_inject.adapters import network_of
     from simam_inject.editing.presence import presences_in
     from simam_inject.recipe import Recipe
 
-    step("planning")
-    inputs = built.example_inputs
-    if recipe is None:
-        presences = presences_in(network_of(built.model)).values()
-        own = [Recipe.from_dict(table) for presence in presences for table in presence.recipes]
-        plan = api.plan_present(built.model, compose_recipe(options, own), inputs)
-    else:
-        plan = api.make_plan(built.model, recipe, inputs, strength, exclude=("--exclude", options.exclude))
-    if not plan.insertions and not plan.is_done:
-        raise NoMatchError(plan.why_no_effect())
-    return built, plan
+    found = presences_in(network_of(built.model)).values()
+    recipes = [Recipe.from_dict(table) for presence in found for table in presence.recipes]
+    return [recipe.model_copy(update={"rules": _rules_with_lambda(recipe)}) for recipe in recipes]
+
+
+def _rules_with_lambda(recipe: Recipe) -> tuple[Rule, ...]:
+    return tuple(rule.model_copy(update={"e_lambda": rule.e_lambda or recipe.e_lambda}) for rule in recipe.rules)
+
+
+def _attach_at_root(model: nn.Module) -> None:
+    """Make sites of parts that were injected by themselves those of the whole, which can be verified then."""
+    from simam_inject.adapters import network_of, update
+    from simam_inject.editing.presence import presence_of
+    from simam_inject.persist.record import Record
+
+    network = network_of(model)
+    if presence_of(network) is None:
+        Record.of(network).attach_to(network)
+        update(model)
 
 
 def images_in(folder: Path, limit: int = 256) -> list[Path]:

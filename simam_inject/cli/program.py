@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import typer
 from typer.core import TyperGroup
 
-from simam_inject.errors import InjectError, NoMatchError, VerificationError
+from simam_inject.errors import InjectError, ModelError, NoMatchError, VerificationError
+from simam_inject.zoo.names import find_library
 
 if TYPE_CHECKING:
     from simam_inject.planning.tables import Table
@@ -77,23 +78,49 @@ class ModelGroup(TyperGroup):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Decide by the first word. A misspelled command is one, so that it is answered with the right name."""
+        """Decide by the first word. A misspelled command is one, so that it is answered with the right name.
+
+        Flags before a command, such as `--json`, are those of the command.
+        """
         if not args and ctx.parent is None and not ctx.resilient_parsing:
             typer.echo(FIRST)
             ctx.exit()
-        word = args[0] if args else ""
+        options = [param for param in self.params if getattr(param, "is_flag", False) and not param.is_eager]
+        flags = {name for option in options for name in option.opts}
+        start = next((place for place, word in enumerate(args) if word not in flags), 0)
+        word = args[start] if args else ""
         is_bare = word.replace("-", "_").isidentifier() and word[0] != "-" and not Path(word).exists()
         is_command = word in self.commands or (is_bare and bool(get_close_matches(word, self.commands, cutoff=0.8)))
+        if is_command:
+            args = [word, *args[:start], *args[start + 1 :]]
         ctx.meta[self] = ctx.allow_interspersed_args = not is_command
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:  # for an option of other commands, name these
+            option = getattr(error, "option_name", None)
+            owners = [name for name, one in self.commands.items() if any(option in param.opts for param in one.params)]
+            if owners:
+                vars(error)["possibilities"] = [f"{ctx.command_path} {name} {option}" for name in owners]
+            raise
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """A word after the model is not a command."""
-        model = ctx.params.get("model")
-        if not model:  # also None, where a shell asks for completions
+        """A word after the model is not a command: say what it may be, or that the first word is not a model."""
+        if not ctx.params.get("model"):  # also None, where a shell asks for completions
             return super().resolve_command(ctx, args)
-        places = "a command comes before the model, and a recipe after --recipe"
-        return ctx.fail(f"found {args[0]!r} after the model {model!r}: {places}")
+        from simam_inject.recipe import shipped_recipes
+
+        model, word, program = ctx.params["model"], args[0], ctx.command_path
+        answer = f"{program} {model} takes no further word, but found {word!r}; use --recipe NAME or --after BLOCK"
+        if word in self.commands and any(param.name == "model" for param in self.commands[word].params):
+            answer = f"the command comes before the model: {program} {word} {model}"
+        elif word in shipped_recipes():
+            answer = f"a recipe is an option: {program} {model} --recipe {word}"
+        try:
+            find_library(model)
+        except ModelError:
+            usage = "simam-inject MODEL --recipe NAME adds SimAM and verifies it; with --dry-run, it shows the plan"
+            answer = f"{model!r} is neither a command nor a model. {usage}"
+        return ctx.fail(answer)
 
     def get_params(self, ctx: Any) -> list[Any]:
         """The parameters; in the context of a command only those without a value, such as `--help`."""

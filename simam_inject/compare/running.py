@@ -12,7 +12,6 @@ import random
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from statistics import median
 from typing import Any, cast
@@ -271,20 +270,21 @@ def _hash_weights(model: nn.Module) -> str:
 
 
 def _make(make_model: Callable[..., Any], seed: int) -> nn.Module:
-    """A new network. `make_model` gets the seed if it has a parameter of that name, or needs an argument."""
+    """A new network; `make_model` gets the seed as `seed`, or by position if it has a parameter without a default."""
     if isinstance(make_model, nn.Module):
         raise CompareError(f"make_model must be a function that makes a network; found {a_type(make_model)}")
     seed_everything(seed)
     signature = inspect.signature(make_model)
-    calls: list[tuple[tuple[int, ...], dict[str, int]]] = [((), {}), ((seed,), {})]
-    if "seed" in signature.parameters:
-        calls = [((), {"seed": seed}), ((seed,), {})]
-    for args, kwargs in calls:
-        with suppress(TypeError):
-            signature.bind(*args, **kwargs)
-            break
-    else:
-        raise CompareError(f"make_model must take a seed or no argument, as make_model(seed); found {signature}")
+    named = signature.parameters.get("seed")
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = any(one.default is one.empty and one.kind not in variable for one in signature.parameters.values())
+    is_keyword = named is not None and named.kind not in (inspect.Parameter.POSITIONAL_ONLY, *variable)
+    kwargs = {"seed": seed} if is_keyword else {}
+    args = [seed] if not is_keyword and (needed or named is not None) else []
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise CompareError(f"make_model must take a seed or no argument, as make_model(seed): {error}") from None
     model = make_model(*args, **kwargs)
     if not isinstance(model, nn.Module):
         raise CompareError(f"make_model returned {a_type(model)}; it must return a new torch.nn.Module")

@@ -46,16 +46,19 @@ class Example:
         args, kwargs = copied_with(convert, (self.args, self.kwargs), shared=nn.Module)
         return args, kwargs
 
-    def with_distinct_tensors(self) -> Example:
+    def with_distinct_tensors(self, *, noise: bool = True) -> Example:
         """The same example, in which a tensor that is equal to an earlier one is another, multiplied by noise.
 
         Otherwise nothing shows that a network reads one of them in place of the other. Integers keep their values.
+
+        Args:
+            noise: False for copies of tensors that are passed twice, with their values.
         """
         seen: list[torch.Tensor] = []
 
         def alter(tensor: torch.Tensor) -> torch.Tensor:
             is_plain = tensor.is_floating_point() and tensor.itemsize > 1 and tensor.layout is torch.strided
-            if is_plain and any(_is_equal(tensor, one) for one in seen):
+            if noise and is_plain and any(_is_equal(tensor, one) for one in seen):
                 tensor = tensor.detach() * (_noise(tensor.shape, len(seen)) / 2 + 0.5).to(tensor.device, tensor.dtype)
             elif any(tensor is one for one in seen):
                 tensor = copied(tensor)

@@ -7,7 +7,6 @@ import itertools
 import os
 import tempfile
 import warnings
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -153,7 +152,14 @@ def _network(model: nn.Module) -> nn.Module:
 
 def _example(network: nn.Module, example_inputs: Any) -> Example:
     """The example with positional arguments in the order of the forward method, as files have them."""
-    example = example_of(network, example_inputs).with_distinct_tensors()
+    given = example_of(network, example_inputs)
+    example = given.with_distinct_tensors()
+    if any(one is not other for one, other in zip(given.tensors, example.tensors, strict=True)):
+        try:
+            with as_exported(network) as twin:
+                example.run(twin)
+        except Exception:  # a forward may refuse other values, as of a mask
+            example = given.with_distinct_tensors(noise=False)
     try:
         bound = inspect.signature(network.forward).bind(*example.args, **example.kwargs)
     except TypeError as error:
@@ -167,10 +173,12 @@ def _write(form: Form, twin: nn.Module, examples: tuple[Example, ...], path: Pat
     except ExportError:
         raise
     except Exception as error:  # an exporter raises anything at all
-        advice = "dynamic='batch' or fixed sizes may work" if len(examples) > 1 else "another suffix may work"
-        blame = f"with or without SimAM; {advice}"
-        with suppress(Exception), without_attention(twin):
-            form.write(twin, examples, path)
-            blame = "with SimAM, although it can without"
+        blame = "with SimAM, although it can without"
+        try:
+            with without_attention(twin):
+                form.write(twin, examples, path)
+        except Exception:
+            advice = "dynamic='batch' or fixed sizes may work" if len(examples) > 1 else "another suffix may work"
+            blame = f"with or without SimAM; {advice}"
         reason = describe_exception(error)
         raise ExportError(f"the exporter cannot express this model {blame}: {reason}") from error

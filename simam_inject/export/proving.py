@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -88,29 +88,46 @@ def _full_float32() -> Iterator[None]:
 def vary(model: nn.Module, example: Example, dynamic: tuple[str, ...]) -> tuple[Example, ...]:
     """The example; if sizes may vary, followed by one that the model accepts in which all of these are larger.
 
-    Where the batch may vary, the first has at least two samples: exporters take a one for a constant. An `ExportError`
-    if the model accepts no larger images, or takes none.
+    Where the batch may vary, the first has at least two samples: exporters take a one for a constant. An input
+    with one number per sample then has a fixed length in the file. An `ExportError` if the model accepts no larger
+    images, or takes none.
     """
+    batch = next((len(tensor) for tensor in example.tensors if _is_map(tensor)), 0)
     if not dynamic:
         return (example,)
-    images = [tensor for tensor in example.tensors if tensor.dim() > 2]
-    first: Example | None = example
-    other = first
-    if images and "batch" in dynamic:
-        added = 2 if len(images[0]) == 1 else 1
-        first, other = example.with_batch(added - 1), example.with_batch(added)
-    reason = ""
-    for _ in range(2 if "size" in dynamic else 1):  # the second for networks that take multiples of 128 only
-        other = other.with_size() if other is not None and "size" in dynamic else other
-        if not images or first is None or other is None:
-            raise ExportError("dynamic has no effect: no input has a batch, channels and spatial dimensions")
+    if not batch:
+        raise ExportError("dynamic has no effect: no input has a batch, channels and spatial dimensions")
+    count, reason = max(batch, 2) if "batch" in dynamic else batch, ""
+    for lengthen in (lambda length: length + 32, lambda length: 2 * length) if "size" in dynamic else (int,):
+        other = _enlarged(example, batch, count + ("batch" in dynamic), lengthen)
         try:
             other.run(model)
         except Exception as error:
             reason = describe_exception(error)
         else:
-            return first, other
+            return _enlarged(example, batch, count, int), other
     raise ExportError(f"the model accepts no other input size than the example's ({reason}); use dynamic='batch'")
+
+
+def _enlarged(example: Example, batch: int, count: int, lengthen: Callable[[int], int]) -> Example:
+    """The example with `count` samples in place of `batch`, and other spatial sizes: its tensors are repeated."""
+
+    def enlarge(tensor: Tensor) -> Tensor:
+        lengths = list(tensor.shape)
+        if lengths[:1] == [batch] and (_is_map(tensor) or batch > 1):
+            lengths[0] = count
+        if _is_map(tensor):
+            lengths[2:] = map(lengthen, lengths[2:])
+        for dim, length in enumerate(lengths):
+            if length != tensor.shape[dim]:
+                tensor = tensor.index_select(dim, torch.arange(length, device=tensor.device) % tensor.shape[dim])
+        return tensor
+
+    return Example(*example.fresh(enlarge))
+
+
+def _is_map(tensor: Tensor) -> bool:
+    return 3 <= tensor.dim() <= 5
 
 
 def expected_sites(model: nn.Module, example: Example) -> tuple[ExportedSite, ...]:

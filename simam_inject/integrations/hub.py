@@ -15,6 +15,7 @@ Weights are read by `simam_inject.persist.load`: what comes from the Hub is neve
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Annotated, Any, Self, cast
 
 from huggingface_hub import HfApi, PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 from torch import nn
 
 from simam_inject.adapters import network_of
@@ -39,7 +40,7 @@ from simam_inject.zoo import build
 
 _DOWNLOAD = ("revision", "cache_dir", "force_download", "local_files_only", "token", "proxies", "resume_download")
 """What `PyTorchModelHubMixin` passes beside the arguments of the class; the last two before huggingface_hub 1.0."""
-_ARCHITECTURE = r"^(timm:\w[\w.-]*|torchvision:\w+|ultralytics:\w[\w-]*)$"
+_NAME = re.compile(r"timm:\w[\w.-]*|torchvision:\w+|ultralytics:\w[\w-]*")
 _CARD = """---
 library_name: simam_inject
 ---
@@ -51,10 +52,16 @@ safetensors can load the weights; `simam_inject.integrations.hub.from_pretrained
 """
 
 
+def _of_library(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"found {name!r:.80}; expected timm:NAME, torchvision:NAME or ultralytics:NAME")
+    return name
+
+
 class _Config(BaseModel, strict=True):
     """How a model is built: by a library. A downloaded file must not name files or Python modules, which run code."""
 
-    architecture: Annotated[str, Field(pattern=_ARCHITECTURE)]
+    architecture: Annotated[str, AfterValidator(_of_library)]
     num_classes: int | None = None
 
 
@@ -90,8 +97,7 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, architecture: str, 
     try:
         config = _Config(architecture=architecture, num_classes=num_classes)
     except ValidationError as error:
-        expected = "expected timm:NAME, torchvision:NAME or ultralytics:NAME; for your own class, see SimamHubMixin"
-        raise ModelError(f"{first_problem(error)}: {expected}") from None
+        raise ModelError(f"{first_problem(error)} (for your own class, see SimamHubMixin)") from None
     network = network_of(unwrapped(model))
     Record.of(network)  # raises for another attention than SimAM
     with same_random_states():  # raises for a variant that was registered in this process: another one cannot build it

@@ -65,7 +65,7 @@ class SimAMCallback(Callback):
 
     Raises:
         RecipeError: `ramp_steps`, `start` or `calibrate_batches` is out of range.
-        ModelError: when a training starts with `calibrate_batches` and several loaders, or a module without a forward
+        ModelError: when a training starts with several loaders and `calibrate_batches`, or a module without a forward
             has several parts with parameters.
 
     Example:
@@ -108,23 +108,30 @@ class SimAMCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit the gains, also of the copies that other callbacks made in `setup`, and begin the ramp."""
         if self.calibrate_batches and not trainer.global_step:
+            loader = trainer.train_dataloader or ()
+            if isinstance(loader, (dict, list, tuple)) and loader:
+                advice = "call calibrate(module, batches) before fit, without calibrate_batches"
+                raise ModelError(f"calibrate_batches takes one loader of training data, not {a_type(loader)}: {advice}")
             if self.ramp_steps:
                 set_strength(pl_module, self.start)  # to which the norms are fitted
-            calibrate(_network_of(pl_module), islice(trainer.train_dataloader or (), self.calibrate_batches))
+            calibrate(_network_of(pl_module), islice(loader, self.calibrate_batches))
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         values = [value for callback in callbacks for value in vars(callback).values()]
-        copies = [value for value in values if isinstance(value, nn.Module) and simams_in(value)]
+        modules = [value for value in values if isinstance(value, nn.Module)]
+        copies = [one for one in modules if simams_in(one)]
         for copied in copies:
             for (_, part), (_, original) in zip(named_simams(copied), named_simams(pl_module), strict=False):
                 part.gain = original.gain
         self._ramp = Ramp(pl_module, *copies, steps=self.ramp_steps, start=self.start) if self.ramp_steps else None
 
+    def on_train_batch_start(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """Set the strength of this step again, which a validation may have changed."""
+        self.on_train_batch_end(trainer)
+
     def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         """Set the strength after the steps so far, in the module and in its copies."""
         if self._ramp is not None and not self._ramp.finished:
             self._ramp.load_state_dict({**self._ramp.state_dict(), "done": trainer.global_step})
-
-    on_train_batch_start = on_train_batch_end  # a validation may have changed it
 
     def state_dict(self) -> dict[str, Any]:
         """Not empty, so that Lightning warns where a training is resumed without this callback."""
@@ -159,10 +166,12 @@ def _dump_checkpoint(original: Callable[..., dict[str, Any]], connector: Any, /,
 
 
 def _injected_parts(module: nn.Module) -> dict[str, nn.Module]:
-    """By path, what was injected: parts of the module that have each of its sites once, or else the module."""
-    parts = {path: module.get_submodule(path) for path in presences_in(module)}
-    count = sum(len(injected(part)) for part in parts.values())
-    return parts if count == len(injected(module)) else {"": module}
+    """By path, what was injected: the module, or parts of it that have all of its sites."""
+    paths = [path for path in presences_in(module) if path]
+    outer = [path for path in paths if not any(path.startswith(f"{other}.") for other in paths)]
+    parts = {path: module.get_submodule(path) for path in outer}
+    is_all = sum(len(injected(part)) for part in parts.values()) == len(injected(module))
+    return parts if is_all and "" not in presences_in(module) else {"": module}
 
 
 def _restore_model(original: Callable[..., None], connector: Any) -> None:

@@ -129,12 +129,14 @@ def run_script(arguments: list[str]) -> None:
     shipped = {_word(name): name for name in shipped_recipes()}
     names, errors = [], list[InjectError]()
     for word in arguments[1:]:
-        architecture, _, recipe = word.rpartition("=")[2].partition(".")[0].rpartition(SEPARATOR)
-        if timm.is_model(architecture):  # a folder of results may be named after a model, too
+        architecture, separator, recipe = word.rpartition("=")[2].partition(".")[0].rpartition(SEPARATOR)
+        if separator:
             try:
                 names.append(register(architecture, shipped.get(recipe, recipe)))
-            except InjectError as error:
-                errors.append(error)
+                if not names[-1].endswith(recipe):
+                    errors.append(ModelError(f"no model of timm is called {word}; write {names.pop()}"))
+            except InjectError as error:  # or not a model: a folder of results is named after it, too
+                errors += [error] if timm.is_model(architecture) else []
     if errors and not names:
         raise SystemExit(f"error: {errors[0]}")
     sys.argv = arguments

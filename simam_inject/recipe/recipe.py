@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+import yaml
 from pydantic import ConfigDict, Field, model_validator
 
 from simam_inject.errors import RecipeError, describe, did_you_mean
@@ -68,6 +69,17 @@ class Recipe(RecipeModel):
         e_lambda = base.e_lambda if data.get("e_lambda") is None else data["e_lambda"]
         return {**data, "e_lambda": e_lambda, "extends": None, "rules": (*own, *base.rules)}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _check_selectors(cls, data: Any) -> Any:
+        """Refuse a selector in the place of a rule, with the rule to write: a selector is a whole recipe."""
+        rules = data.get("rules") if isinstance(data, Mapping) else None
+        for index, rule in enumerate(rules if isinstance(rules, list | tuple) else ()):
+            if isinstance(rule, str) and _SELECTOR.fullmatch(rule):
+                written = yaml.safe_dump(load_recipe(rule).rules[0].to_dict(), default_flow_style=True, sort_keys=False)
+                raise RecipeError(f"rules[{index}]: found {describe(rule)}, a selector; write {written.strip()}")
+        return data
+
     @model_validator(mode="after")
     def _check_rules(self) -> Self:
         if not self.rules:
@@ -116,6 +128,8 @@ def load_recipe(source: RecipeLike) -> Recipe:
 
 def _load_named(source: str) -> Recipe | None:
     """The recipe of a selector, or a shipped one; None for what looks like a path."""
+    if (word := source.strip().lower()) in _WHOLE:
+        raise RecipeError(f"recipe: found {describe(source)}; write {word} BLOCK.CHILD, e.g. '{word} bottleneck.conv2'")
     if found := _SELECTOR.fullmatch(source):
         return _read_selector(found[1].lower(), found[2])
     names = shipped_recipes()

@@ -27,8 +27,10 @@ _PLAIN = {
 }
 """Types of plain scalars other than text."""
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
-_UNQUOTED = re.compile(r"\t|(?:^|[-:,\[{] *)[*<>!]|[\]}][\w.*:]")
-"""A tab; a value that begins with a sign of YAML, as `*.conv2`, or goes on behind a bracket, as `[34].conv`."""
+_GLOB = re.compile(r"(?:^|[-:,\[{] *)\*|[\]}][\w.*:]")
+"""A text without quotes that begins with `*`, or goes on behind a bracket, as `[34].conv` does."""
+_COMPARISON = re.compile(r"(?:(\w+: +)|- +|[\[,] *)((?:[<>]=?|!=?) *[0-9x]+(?:, *[<>]=? *\d+)*)")
+"""A comparison without quotes: in YAML `>` begins a block of text, and `!` a tag."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -82,11 +84,11 @@ def read_yaml(data: bytes | str) -> Any:
     try:
         found = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
-        mark: Any = error.problem_mark or error.context_mark
-        problem = f"at line {mark.line + 1}, column {mark.column + 1}: {str(error.problem).removeprefix('but ')}"
-        if _UNQUOTED.search(_QUOTED.sub("", "".join(text.splitlines()[mark.line : mark.line + 1]))):
-            problem += "; indent with spaces, and put globs, patterns and comparisons in quotes: path: '*.conv2'"
-        raise RecipeError(f"recipe: not valid {problem}") from None
+        mark = error.problem_mark or error.context_mark
+        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        line = (text.splitlines() or [""])[mark.line : mark.line + 1] if mark else []
+        problem = str(error.problem).removeprefix("but ")
+        raise RecipeError(f"recipe: not valid{place}: {problem}{_hint(''.join(line))}") from None
     except yaml.YAMLError as error:
         raise RecipeError(f"recipe: not valid YAML: {str(error).splitlines()[0]:.200}") from None
     if found is None:
@@ -102,6 +104,18 @@ def read_file(path: Path) -> bytes:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
         raise RecipeError(f"recipe: cannot read {str(path)[:400]}: {reason or error}") from None
+
+
+def _hint(line: str) -> str:
+    """Advice on the line in which the YAML is not valid."""
+    line = _QUOTED.sub("", line)
+    if "\t" in line:
+        return "; YAML indents with spaces, not tabs"
+    if comparison := _COMPARISON.search(line):
+        return f'; put comparisons in quotes: {comparison[1] or ""}"{comparison[2]}"'
+    if _GLOB.search(line):
+        return "; put globs and patterns in quotes: path: '*.conv2'"
+    return ""
 
 
 def _recipe_folder() -> Traversable:

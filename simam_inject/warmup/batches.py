@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain, combinations, islice
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.surroundings import same_random_states, uncompiled
-from simam_inject.dataflow.twin import to_clone, twin_of
+from simam_inject.dataflow.twin import reachable, to_clone, twin_of
 from simam_inject.editing.presence import presence_of
 from simam_inject.errors import ModelError, a_type, describe_exception
 from simam_inject.modules import check_injectable
@@ -34,8 +35,9 @@ def readable_twice(batches: Any) -> Iterable[Any]:
         return [batches]
     if isinstance(batches, (str, bytes, Mapping)) or not isinstance(batches, Iterable):
         raise ModelError(
-            f"batches is {a_type(batches)}; give a DataLoader, an iterable of tensors or of (input, target) pairs, or "
-            "one tensor; for a YOLO object also the YAML file of its data set"
+            f"batches is {a_type(batches)}; give a DataLoader, an iterable of tensors or of (input, target) "
+            "pairs, or one tensor; for a YOLO object also the YAML file of its data set, and for a torch Dataset "
+            "DataLoader(dataset, batch_size=...)"
         )
     return list(batches) if iter(batches) is batches else batches
 
@@ -43,15 +45,31 @@ def readable_twice(batches: Any) -> Iterable[Any]:
 def evaluated_twin(network: nn.Module, task: str) -> nn.Module:
     """A copy of the network in eval mode for a task, so that nothing of the network has to be restored.
 
+    Functions that a user registered as hooks run on it with the very lists that they fill.
+
     Raises:
         ModelError: the network is wrapped, compiled or sharded, or a scripted part of it is in train mode.
     """
-    check_injectable(network, task)
+    try:
+        check_injectable(network)
+    except ModelError as error:
+        reason = str(error).partition(": ")[0]
+        order = "build, inject, calibrate, EMA copy, DistributedDataParallel, torch.compile"
+        raise ModelError(f"{reason}; {task} before that. The order: {order}") from None
     if any(isinstance(part, torch.jit.ScriptModule) and part.training for part in network.modules()):
         raise ModelError("a part of this model is scripted, so it is not copied, and in train mode: call model.eval()")
     twin = twin_of(network, to_clone)
     twin.eval()  # some models override it
+    for original, copied in zip(network.modules(), twin.modules(), strict=True):
+        for table in ("_forward_pre_hooks", "_forward_hooks"):
+            hooks = vars(original)[table].items()
+            vars(copied)[table].update((key, hook) for key, hook in hooks if _is_of_user(hook))
     return twin
+
+
+def _is_of_user(hook: object) -> bool:
+    """A function that refers to no module: one that does has to refer to the copy."""
+    return isinstance(hook, FunctionType) and not any(isinstance(part, nn.Module) for part in reachable(hook))
 
 
 class Batches:
@@ -92,7 +110,8 @@ class Batches:
     def _run(self, network: nn.Module, batch: Any, index: int) -> None:
         given = Example(*_arguments(network, batch, index))
         tensors = given.tensors
-        shapes = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors[:3])
+        described = [f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors[:3]]
+        shapes = ", ".join(described) or "no tensor"
         if any(tensor.numel() == 0 for tensor in tensors):
             raise ModelError(f"batch {index} is empty, {shapes}")
         args, kwargs = self._fitted(given)
@@ -102,9 +121,13 @@ class Batches:
         except ModelError:
             raise
         except Exception as error:
-            advice = "; of a tuple the first entry is the input: for several give dicts by the names of the arguments"
-            problem = f"the model cannot run on batch {index}, {shapes}{advice * isinstance(batch, (tuple, list))}"
-            raise ModelError(f"{problem}: {describe_exception(error)}") from error
+            hint = ""
+            if args and isinstance(error, TypeError) and "required positional argument" in str(error):
+                hint = "; of a tuple the first entry is the input: for several give dicts by the names of the arguments"
+            elif args and tensors and tensors[0].dim() <= 2:
+                hint = "; these may be labels: of a pair the first entry is taken as the input"
+            reason = describe_exception(error)
+            raise ModelError(f"the model cannot run on batch {index}, {shapes}{hint}: {reason}") from error
 
     def _fitted(self, given: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Copies of the arguments on the device of the network, with as few tensors converted as it needs."""
@@ -127,7 +150,7 @@ class Batches:
         return given.fresh(partial(convert, self._converted[dtypes]))
 
     def _can_run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """On another copy of the network, which measures nothing."""
+        """On another copy of the network, which measures nothing and fills no list of a user's hook."""
         twin = twin_of(self._network, to_clone)
         twin.eval()
         try:
@@ -164,4 +187,6 @@ def _arguments(network: nn.Module, batch: Any, index: int) -> tuple[tuple[Any, .
         if keywords:
             return (), keywords
         found = f"a dict of {sorted(map(str, batch))}, no argument of the model"
+    elif hasattr(batch, "__array__"):
+        found = "a NumPy array, not a tensor (torch.from_numpy makes one)"
     raise ModelError(f"batch {index} is {found}; give tensors, (input, target) pairs or dicts")

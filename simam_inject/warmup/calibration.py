@@ -32,7 +32,8 @@ from simam_inject.planning.tables import Table
 from simam_inject.warmup.batches import Batches, evaluated_twin
 from simam_inject.warmup.strength import named_simams
 
-_UNCHANGED = "frozen, at strength 0, not of PyTorch's classes, or not run with more than one value per channel"
+_UNBATCHED = ((nn.InstanceNorm1d, 2), (nn.InstanceNorm2d, 3), (nn.InstanceNorm3d, 4))
+"""Number of dimensions of a single sample, which these take without a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,10 @@ class Calibration:
     norms: int
     """How many norms got new statistics."""
     frozen: int
-    """How many were left as they are: frozen, at strength 0, not derived from PyTorch's classes, without statistics per
-    channel, or without anything to measure on these batches."""
+    """How many were left as they are: frozen, not derived from PyTorch's classes, without statistics per channel, or
+    without anything to measure on these batches."""
+    note: str = ""
+    """Why no norm got new statistics, where they were asked for."""
 
     def __str__(self) -> str:
         rows = [
@@ -70,8 +73,9 @@ class Calibration:
             for one in self.sites
         ]
         lines = Table(["site", "gain", "error before", "after", "kept"], rows).lines()
-        frozen = f", {self.frozen} unchanged ({_UNCHANGED})" if self.frozen else ""
-        return "\n".join([*lines, f"norms: {self.norms} recomputed{frozen}"])
+        frozen = f", {self.frozen} unchanged (frozen, not of PyTorch's classes, or not run)" if self.frozen else ""
+        lines.append(f"norms: {self.norms} recomputed{frozen}" + f" ({self.note})" * bool(self.note))
+        return "\n".join(lines)
 
 
 def calibrate(
@@ -118,11 +122,12 @@ def calibrate(
     network = network_of(model)
     twin = evaluated_twin(network, "calibrate")
     sites = named_simams(network)
-    targets, count = _norms_of(network, frozen_norms) if norms else ({}, 0)
-    if all(attention.strength == 0.0 for _, attention in sites):
-        targets = {}  # which fit already
+    targets, frozen = _norms_of(network, frozen_norms) if norms else ({}, 0)
+    note = "" if targets or not norms else "no norm of PyTorch's classes has running statistics and is not frozen"
+    if targets and all(attention.strength == 0.0 for _, attention in sites):
+        targets, note = {}, "at strength 0 norms do not change"
     if not gains and not targets:
-        raise ModelError(f"nothing to calibrate: gains are turned off, and norms, or these are {_UNCHANGED}")
+        raise ModelError(f"nothing to calibrate: {note or 'both gains and norms are turned off'}")
     if isinstance(batches, (str, PathLike)):
         batches = adapter_of(model).batches(model, str(batches)) or batches
     source = Batches(network, batches)
@@ -136,7 +141,9 @@ def calibrate(
         for (_, attention), (_, fitted) in zip(sites, named_simams(twin), strict=True):
             attention.gain = fitted.gain
     update(model)
-    return Calibration(fits, len(renewed), count - len(renewed))
+    if targets and not renewed:
+        note = "none ran on these batches with more than one value per channel"
+    return Calibration(fits, len(renewed), frozen + len(targets) - len(renewed), note)
 
 
 def _check_writable(norms: dict[str, Any]) -> None:
@@ -217,7 +224,7 @@ def _measure(path: str, sums: Tensor, norm: Any, args: tuple[Any, ...], kwargs: 
     """Forward pre-hook: add to the sums of 1, x and x x for each channel, and set the statistics of all so far."""
     x, channels = (*args, *kwargs.values())[0].detach(), len(norm.running_mean)
     per_sample = isinstance(norm, _InstanceNorm)
-    if per_sample and x.dim() == norm._get_no_batch_dim():  # a single sample
+    if x.dim() == next((rank for kind, rank in _UNBATCHED if isinstance(norm, kind)), None):
         x = x.unsqueeze(0)
     author = getattr(type(norm), "forward", norm).__module__.partition(".")[0]  # a forward of its own may permute
     if x.shape[1] != channels or (channels in x.shape[2:] and author not in ("torch", "torchvision", "timm")):
@@ -249,7 +256,7 @@ def _set_statistics(norm: Any, sums: Tensor) -> None:
 
 
 def _norms_of(network: nn.Module, frozen_too: bool) -> tuple[dict[str, Any], int]:
-    """Norms with running statistics that are to get new ones, by path, and how many have any."""
+    """Norms with running statistics that are to get new ones, by path, and how many others there are."""
     found = {
         path: module
         for path, module in network.named_modules()
@@ -262,7 +269,7 @@ def _norms_of(network: nn.Module, frozen_too: bool) -> tuple[dict[str, Any], int
         if module.running_mean.dim() == module.running_var.dim() == 1
         and (frozen_too or not _is_frozen(network, module))
     }
-    return taken, len(found)
+    return taken, len(found) - len(taken)
 
 
 def _is_frozen(network: nn.Module, norm: nn.Module) -> bool:

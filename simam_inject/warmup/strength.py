@@ -11,7 +11,7 @@ from torch import nn
 from simam_inject.adapters import network_of, update
 from simam_inject.attention import ArgumentError, SimAM
 from simam_inject.attention.arguments import check_count, check_number
-from simam_inject.editing.attach import simams_in
+from simam_inject.editing.attach import attended_in, simams_in
 from simam_inject.errors import ModelError
 
 
@@ -49,9 +49,14 @@ def named_simams(model: nn.Module) -> list[tuple[str, SimAM]]:
     Raises:
         ModelError: the model is not a module, or has no SimAM.
     """
-    found = simams_in(network_of(model))
+    network = network_of(model)
+    found = simams_in(network)
     if not found:
-        raise ModelError("no SimAM in this model; inject(model, recipe) adds it (another attention has no strength)")
+        attentions = (entry.attention for entry in attended_in(network))
+        other = next((type(attention).__name__ for attention in attentions if attention is not None), None)
+        if other is not None:
+            raise ModelError(f"the sites of this model hold {other}, which has no strength and no gain as SimAM")
+        raise ModelError("no SimAM in this model; inject(model, recipe) adds it")
     count = Counter(site.path for site, _ in found)
     return [
         (f"{site.path} before {site.reader}" if count[site.path] > 1 and site.reader else site.path, attention)

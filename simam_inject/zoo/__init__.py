@@ -10,7 +10,8 @@
 Weights are random unless asked for: by default nothing is downloaded.
 """
 
-from simam_inject.zoo.building import ZooModel, build
+from simam_inject.zoo.building import build
+from simam_inject.zoo.model import ZooModel
 from simam_inject.zoo.weights import load_weights
 
 __all__ = ["ZooModel", "build", "load_weights"]

@@ -1,53 +1,21 @@
-"""From a name to a model, with what its library declares about its inputs."""
+"""From a name to a model."""
 
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from simam_inject.errors import ModelError, describe_exception
 from simam_inject.zoo.factories import build_factory
+from simam_inject.zoo.model import ZooModel
 from simam_inject.zoo.names import find_library, list_registered
-from simam_inject.zoo.yolo import build_yolo
+from simam_inject.zoo.yolo import build_ultralytics
 
 _FRAMES = 16
 _FLOW_SIZE = 128
 """The smallest size of images that torchvision's RAFT takes."""
-
-
-@dataclass(frozen=True, slots=True)
-class ZooModel:
-    """One model, ready to be injected."""
-
-    name: str
-    """As it was asked for."""
-    model: Any
-    """An `nn.Module`, or an ultralytics `YOLO` object."""
-    source: str
-    """`torchvision`, `timm`, `ultralytics`, or the file or module of a factory."""
-    note: str
-    """Which weights it has, and which of several models of that name it is."""
-    input_shapes: tuple[tuple[int, ...], ...] = ()
-    """Shape of each input for one image, including the batch dimension; empty if not known."""
-    takes_list: bool = False
-    """True for torchvision's detectors: they take a list of images without a batch dimension."""
-    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    """Mean and standard deviation of each channel of images in [0, 1]; None if the model takes images as they are."""
-
-    @property
-    def example_inputs(self) -> tuple[Any, ...] | None:
-        """Arguments of one forward: uniform noise in [0, 1), always the same; None without `input_shapes`."""
-        import torch
-
-        generator = torch.Generator().manual_seed(0)
-        tensors = tuple(torch.rand(shape, generator=generator, device="cpu") for shape in self.input_shapes)
-        return ([*tensors],) if self.takes_list else tensors or None
-
-    def with_size(self, size: tuple[int, ...]) -> ZooModel:
-        """The same model with inputs of another size: channels, then the spatial sizes."""
-        shape = size if self.takes_list else (1, *size)
-        return replace(self, input_shapes=(shape,) * max(1, len(self.input_shapes)))
 
 
 def build(name: str, *, pretrained: bool = False, num_classes: int | None = None) -> ZooModel:
@@ -76,18 +44,18 @@ def build(name: str, *, pretrained: bool = False, num_classes: int | None = None
         raise ModelError(f"num_classes is {num_classes}; it must be at least {least}")
     options = {} if num_classes is None else {"num_classes": num_classes}
     if not library:
-        model = build_factory(name, {"pretrained": True, **options} if pretrained else options)
-        source, _, factory = name.rpartition(":")
-        return ZooModel(name, model, source, f"weights as {factory} makes them")
-    builders = {"torchvision": _build_torchvision, "timm": _build_timm, "ultralytics": _build_ultralytics}
+        return build_factory(name, {"pretrained": True, **options} if pretrained else options)
+    builders = {"torchvision": _build_torchvision, "timm": _build_timm, "ultralytics": build_ultralytics}
     own_name = name.removeprefix(f"{library}:")
+    fetched = pretrained or (own_name.endswith(".pt") and not Path(own_name).is_file())
     try:
         built = builders[library](own_name, options, pretrained=pretrained)
     except ModelError:
         raise
     except Exception as error:  # each library lets the exceptions of its own download client through
-        wanted = "the model with pretrained weights" if pretrained else "the model"
-        raise ModelError(f"{library}:{own_name}: cannot build {wanted}: {describe_exception(error)}") from error
+        problem = f"{library}:{own_name}: cannot {'load the pretrained weights' if fetched else 'build the model'}"
+        advice = "; without `pretrained` the weights are random" * pretrained
+        raise ModelError(f"{problem}: {describe_exception(error)}{advice}") from error
     note = built.note or (f"{library}'s pretrained weights" if pretrained else "random weights")
     if library == "torchvision" and own_name == name and name in list_registered("timm"):
         note += f"; {name} is torchvision's, timm has its own: timm:{name}"
@@ -131,14 +99,6 @@ def _build_torchvision(name: str, options: dict[str, Any], *, pretrained: bool) 
     return ZooModel(
         name, model, "torchvision", note, (shape,), normalization=(tuple(transform.mean), tuple(transform.std))
     )
-
-
-def _build_ultralytics(name: str, options: dict[str, Any], *, pretrained: bool) -> ZooModel:
-    """A `YOLO` object."""
-    from simam_inject.dataflow.example import declared_size
-
-    model, note = build_yolo(name, options, pretrained=pretrained)
-    return ZooModel(name, model, "ultralytics", note, ((1, *declared_size(model.model)),))
 
 
 def _build_timm(name: str, options: dict[str, Any], *, pretrained: bool) -> ZooModel:

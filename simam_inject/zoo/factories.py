@@ -18,9 +18,10 @@ from types import ModuleType
 from typing import Any
 
 from simam_inject.errors import ModelError, a_type, describe_exception, nearest
+from simam_inject.zoo.model import ZooModel
 
 
-def build_factory(name: str, options: dict[str, Any]) -> Any:
+def build_factory(name: str, options: dict[str, Any]) -> ZooModel:
     """Build what a user's factory returns for these keyword arguments.
 
     Raises:
@@ -37,7 +38,8 @@ def build_factory(name: str, options: dict[str, Any]) -> Any:
             raise ModelError(f"{name}: {source} cannot be imported: {_locate(error)}") from error
         if not hasattr(module, factory_name):
             raise ModelError(f"{name}: {source} has no {factory_name!r}. {_suggest(factory_name, module)}")
-        return _call(name, getattr(module, factory_name), options)
+        model = _call(name, getattr(module, factory_name), options)
+    return ZooModel(name, model, source, f"weights as {factory_name} makes them")
 
 
 def _call(name: str, factory: Any, options: dict[str, Any]) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simam_inject.errors import FileError, ModelError
-from simam_inject.zoo.building import ZooModel
+from simam_inject.zoo.model import ZooModel
 from simam_inject.zoo.names import holds_yolo
 from simam_inject.zoo.yolo import read_yolo
 
@@ -96,7 +96,8 @@ def _copy(built: ZooModel, file: Path, state: Mapping[str, Any], record: Record 
     head = [name for name, (a, b) in shapes.items() if a != b and a[1:] == b[1:]]
     is_head = 0 < len(head) <= 6 and len(head) == sum(map(len, found.values()))
     if any(found.values()) and not (is_head and new_head):
-        hint = "another number of classes? give --num-classes N" if is_head else "a checkpoint of another model?"
+        hint = "another number of classes? give it with --num-classes N"
+        hint = hint if is_head else "a checkpoint of another model?"
         raise ModelError(f"{file} does not fit {built.name}:\n{listed(found)}\n  {hint}")
     with naming(file), with_sites(built.model, record) if record else nullcontext():
         fill(network, {**state, **{name: ours[name] for name in head}}, strict=True)

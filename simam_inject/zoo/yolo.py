@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from simam_inject.errors import FileError, InjectError, ModelError, check_installed, describe_exception, did_you_mean
+from simam_inject.zoo.model import ZooModel
 from simam_inject.zoo.names import list_ultralytics, unknown_model
 
 
@@ -18,8 +19,8 @@ def check_ultralytics(name: str) -> None:
     check_installed(f"{name}: a YOLO model (AGPL-3.0)", "ultralytics", "ultralytics")
 
 
-def build_yolo(name: str, options: dict[str, Any], *, pretrained: bool) -> tuple[Any, str]:
-    """Build a `YOLO` (or `RTDETR`) object; with it comes a note on its weights.
+def build_ultralytics(name: str, options: dict[str, Any], *, pretrained: bool) -> ZooModel:
+    """Build a `YOLO` (or `RTDETR`) object.
 
     A name without a suffix, or with `.yaml`, is built from its packaged YAML, or, with `pretrained`, loaded from its
     published checkpoint. `NAME.pt` is a checkpoint: the file, or, where there is none, the published one. A checkpoint
@@ -28,16 +29,20 @@ def build_yolo(name: str, options: dict[str, Any], *, pretrained: bool) -> tuple
     Raises:
         ModelError: ultralytics is missing, it has no such model, or the file is not one of its model files.
     """
+    from simam_inject.dataflow.example import declared_size
+
     check_ultralytics(name)
     stem = re.sub(r"\.(pt|ya?ml)$", "", name)
     is_own = name != stem and not name.endswith(".pt") and Path(name).is_file()
     if not (pretrained or name.endswith(".pt")):
-        return _construct(name if is_own else stem, options), "random weights"
-    if options:
+        model, note = _construct(name if is_own else stem, options), "random weights"
+    elif options:
         raise ModelError(f"{name}: the number of classes of a checkpoint changes with the data set, in training")
-    if is_own:
+    elif is_own:
         raise ModelError(f"{name}: a model file of your own has no published weights")
-    return _load(f"{stem}.pt")
+    else:
+        model, note = _load(f"{stem}.pt")
+    return ZooModel(name, model, "ultralytics", note, ((1, *declared_size(model.model)),))
 
 
 def read_yolo(file: Path) -> Any:

@@ -181,6 +181,13 @@ def test_the_main_option_before_the_model_is_no_misspelled_command(run, folder):
     assert run("--version", "sites").exit_code == 0
 
 
+@pytest.mark.parametrize("words", [("recipes",), ("recipes", "show", "paper"), ("sites", "nets.py:Net", *SMALL)])
+def test_flags_may_come_before_the_command(words, run):
+    result = run("--json", *words)
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == json.loads(run(*words, "--json").stdout)
+
+
 def test_version_is_one_line(run):
     result = run("--version")
     assert result.exit_code == 0
@@ -222,7 +229,8 @@ MISTAKES = [
     ("report resnet50 --after block --html page.txt", "must end in .html"),
     ("compare report study --html page.txt", "must end in .html"),
     ("resnet50 --aftre block", "Usage: simam-inject [OPTIONS] {MODEL}"),
-    ("resnet50 --html x.html", "No such option: --html"),
+    ("resnet50 --html x.html", "No such option: --html (Possible options: simam-inject report --html)"),
+    ("compare resnet50 --html x", "No such option: --html (Possible options: simam-inject compare report --html)"),
     ("compare resnet50", "Usage: simam-inject compare [OPTIONS] {MODEL}"),
     ("resnet50 --after block --output x.pkl", "must end in .safetensors"),
     ("resnet50 --after block --output nowhere/x.safetensors", "no such folder: 'nowhere'"),
@@ -234,10 +242,12 @@ MISTAKES = [
     ("resnet50 -after block", "No such option: -a"),
     ("site resnet50", "Did you mean 'sites'?"),
     ("Check x.pt", "Did you mean 'check'?"),
-    ("plan resnet50", "found 'resnet50' after the model 'plan': a command comes before the model"),
-    ("resnet50 paper", "found 'paper' after the model 'resnet50': "),
-    ("resnet50 bottleneck --dry-run", "a recipe after --recipe"),
-    ("compare resnet50 --recipe paper --data . all", "found 'all' after the model 'resnet50': "),
+    ("plan resnet50", "'plan' is neither a command nor a model. simam-inject MODEL --recipe NAME"),
+    ("inject resnet50 --recipe paper", "'inject' is neither a command nor a model"),
+    ("resnet50 paper", "a recipe is an option: simam-inject resnet50 --recipe paper"),
+    ("resnet50 sites", "the command comes before the model: simam-inject sites resnet50"),
+    ("resnet50 bottleneck --dry-run", "takes no further word, but found 'bottleneck'; use --recipe NAME or --after"),
+    ("compare resnet50 --recipe paper --data . all", "simam-inject compare resnet50 takes no further word"),
     ("recipes paper", "No such command 'paper'"),
     ("bench resnet50 --after block --against foo", "'foo'; choose from se, eca, cbam, gc"),
     ("bench resnet50 --after block --dtype fp8", "'fp32', 'bf16', 'fp16'"),

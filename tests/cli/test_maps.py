@@ -76,7 +76,7 @@ def test_differences_follow_the_strength(maps):
     [
         ((NET, "none.png", "--after", "block.conv1"), 2, "path 'none.png' does not exist"),
         ((NET, "nets.py", "--after", "block.conv1"), 2, "nets.py cannot be read as an image"),
-        ((NET, "folder/0.png"), 2, "no site given: use --after BLOCK"),
+        ((NET, "folder/0.png"), 2, f"{NET} has no SimAM: add --recipe NAME"),
         ((*USUAL, "--site", "three.*"), 1, "--site three.*; SimAM is at blocks.0.conv1, blocks.1.conv1"),
         ((*USUAL, "--site", "{three"), 2, "--site: '{three' has an unbalanced brace"),
         ((*USUAL, "--channel", "8"), 2, "has channels 0 to 7; found 8"),

@@ -90,7 +90,7 @@ class Timed(Network):
         return super().forward(x * times.view(-1, 1, 1, 1))
 
 
-@pytest.mark.parametrize(("batch", "times"), [(3, [(3,), (4,)]), (1, [(2,), (3,)])])
+@pytest.mark.parametrize(("batch", "times"), [(3, [(3,), (4,)]), (1, [(1,), (1,)])])
 def test_a_vector_with_the_length_of_the_batch_varies_with_it(batch, times, tmp_path):
     example = (image(batch), torch.rand(batch), torch.tensor([32.0, 32.0]))
     model = inject(Timed(), "after basicblock.conv2", example_inputs=example, verify=False)
@@ -152,6 +152,29 @@ def test_integers_given_twice_are_two_inputs():
     first, second = Example((one, one), {}).with_distinct_tensors().args
     assert first is not second
     assert torch.equal(first, second)
+
+
+class Masked(nn.Module):
+    """Refuses masks with other numbers than 0 and 1; may take sparse ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x, a, b):
+        a, b = (mask.to_dense() for mask in (a, b))
+        if not torch.compiler.is_compiling() and not set(torch.cat([a, b]).unique().tolist()) <= {0.0, 1.0}:
+            raise ValueError("a mask holds 0 and 1")
+        return self.conv(x) * a + b
+
+
+@QUIET
+@pytest.mark.parametrize("mask", [torch.ones(1, 1, 32, 32), torch.eye(32).to_sparse()])
+def test_equal_masks_that_the_forward_checks(mask, tmp_path):
+    example = (image(), mask, mask.clone())
+    model = inject(Masked().eval(), "after conv2d", example_inputs=example)
+    assert export(model, path := tmp_path / "net.pt2", example_inputs=example).live == 1
+    assert prove(path, model, example_inputs=example).live == 1
 
 
 def test_a_merge_of_identical_computations_is_named(tmp_path):

@@ -212,6 +212,8 @@ def test_a_training_script_that_knows_nothing_of_this_package(tmp_path):
 def test_a_misspelt_recipe_of_the_runner():
     with pytest.raises(SystemExit, match=r"error: .*'papr' is neither a shipped recipe"):
         run_script(["train.py", "--model", "resnet18_simam_papr"])
+    with pytest.raises(SystemExit, match="write resnet26_simam_block_output"):
+        run_script(["train.py", "--model", "resnet26_simam_block-output"])
 
 
 def test_the_runner_takes_words_that_name_no_model_for_other_arguments(tmp_path, monkeypatch):

@@ -223,9 +223,9 @@ REFUSED = [
     ({"head": [[[1, 2], 1, "SimAM", []]]}, "head[0]", "reads one layer; found 1 and 2"),
     ({"backbone": [[-1, 1, "SimAM", []], *STOCK["backbone"]]}, "backbone[0]", "the input image"),
     ({"head": [[-1, 1, "SimAM", []], [7, 1, "Detect", ["nc"]]]}, "backbone", "row 8 (SimAM)"),
-    ({"head": [[-1, 1, "SimAM", []], [[7, 8], 1, "Concat", [1]]]}, "row 9 (Concat)", "both plain and through a SimAM"),
-    ({"head": [[7, 1, "Conv", [9]], [7, 1, "SimAM", []]]}, "the output", "other rows read row 7 plain"),
-    ({"head": [[7, 1, "SimAM", []], [7, 1, "Conv", [9]], [[8, -11], 1, "Concat", []]]}, "row 10 (Concat)", "image too"),
+    ({"head": [[-1, 1, "SimAM", []], [[7, 8], 1, "Concat", [1]]]}, "head[1]", "row 7 both plain and through a SimAM"),
+    ({"head": [[7, 1, "Conv", [9]], [7, 1, "SimAM", []]]}, "head[1]", "other rows read row 7 plain"),
+    ({"head": [[7, 1, "SimAM", []], [7, 1, "Conv", [9]], [[8, -11], 1, "Concat", []]]}, "head[2]", "input image too"),
 ]
 
 

@@ -59,6 +59,8 @@ class _Value(NamedTuple):
 class _Layer:
     """A row of the stock model, or what reads the last row of the file."""
 
+    place: str
+    """`head[3]`"""
     name: str
     """`row 3 (C2f_SimAM)`"""
     number: int
@@ -96,7 +98,8 @@ def import_model_yaml(path: str | Path) -> ImportedModel:
         reading = _Reading(data)
         rules = reading.rules()
         if not rules:
-            lines = ["backbone: no row reads the output of a SimAM row, so there is nothing to import", *reading.notes]
+            problem = "no row reads the output of a SimAM row" if reading.simams else "no row contains SimAM"
+            lines = [f"backbone: {problem}, so there is nothing to import", *reading.notes]
             raise RecipeError("\n  note: ".join(lines))
     except RecipeError as error:
         raise RecipeError(f"{error} (in {source})") from None
@@ -118,12 +121,16 @@ class _Reading:
         self.values: list[_Value] = []
         """What each row returns."""
         self.layers: list[_Layer] = []
+        self.simams: list[str] = []
+        """Names of the rows that are SimAM."""
+        place = "backbone"
         for section in ("backbone", "head"):
             if not isinstance(data.get(section), list):
                 raise RecipeError(f"{section}: is missing; a model file lists its layers in backbone and head")
             for index, entry in enumerate(data[section]):
-                self._read_row(f"{section}[{index}]", entry)
-        self.output = _Layer("the output", len(self.values), "", "", tuple(self.values[-1:]))
+                place = f"{section}[{index}]"
+                self._read_row(place, entry)
+        self.output = _Layer(place, "the output", len(self.values), "", "", tuple(self.values[-1:]))
 
     def _read_row(self, place: str, entry: object) -> None:
         source, repeats, module, args = entry if isinstance(entry, list) and len(entry) == 4 else (None,) * 4
@@ -135,7 +142,7 @@ class _Reading:
         name = f"row {number} ({module})"
         if rest == module or not _ALONE.fullmatch(rest):
             block, index = "" if rest == module else rest, len(self.layers)
-            self.layers.append(_Layer(name, number, block, f"model.{index}", reads))
+            self.layers.append(_Layer(place, name, number, block, f"model.{index}", reads))
             self.values.append(_Value(index))
             return
         if len(reads) != 1:
@@ -148,6 +155,7 @@ class _Reading:
         if value.through:
             self.notes.append(f"{name}: is applied to {value.through[-1]}, also a SimAM; the recipe has one")
         self.values.append(_Value(value.layer, self._read_lambda(name, args), (*value.through, name)))
+        self.simams.append(name)
 
     def _resolve(self, place: str, source: object) -> _Value:
         """What the row that `from` means returns; negative numbers count back from here."""
@@ -175,8 +183,8 @@ class _Reading:
             for value in row.reads:
                 readers[value.layer].append((row, value.e_lambda))
                 used.update(value.through)
-        simams = [value.through[-1] for value in self.values if value.through]
-        self.notes += [f"{name}: its output is never used; the recipe omits it" for name in simams if name not in used]
+        dead = [name for name in self.simams if name not in used]
+        self.notes += [f"{name}: its output is never used; the recipe omits it" for name in dead]
         after: dict[float | None, list[str]] = defaultdict(list)
         heads = [row.path for row in self.layers if row.kind == "head"]
         before = [Rule(path=path, before="input", e_lambda=DEFAULT_E_LAMBDA) for path in heads]
@@ -203,10 +211,10 @@ class _Reading:
         """The rule for one reader among several of a layer. Its other inputs stay as they are."""
         number = self.layers[index].number
         if not reader.path:
-            raise RecipeError(f"{reader.name}: no recipe can say that other rows read row {number} plain")
+            raise RecipeError(f"{reader.place}: no recipe can say that other rows read row {number} plain")
         others = [value.layer for value in reader.reads if value.e_lambda is None or value.layer != index]
         if index in others or -1 in others:
             found = "the input image too" if -1 in others else f"row {number} both plain and through a SimAM"
-            raise RecipeError(f"{reader.name}: reads {found}; no recipe can distinguish the two")
+            raise RecipeError(f"{reader.place}: reads {found}; no recipe can distinguish the two")
         exclude: Any = {"exclude": [self.layers[other].path for other in others]} if others else {}
         return Rule(path=reader.path, before="input", e_lambda=e_lambda, **exclude)
