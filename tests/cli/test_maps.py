@@ -92,6 +92,28 @@ def test_a_mistake_is_one_message(maps, words, code, message):
     assert out == ""
 
 
+def test_names_with_spaces(maps, folder):
+    (folder / "levels.py").write_text(
+        "from torch import nn\n\n\n"
+        "class Levels(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.c, self.d = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3, 2)\n\n"
+        "    def forward(self, x):\n"
+        "        return {('p', 3): self.c(x), ('p', 4): self.d(x)}\n\n\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.neck = Levels()\n\n"
+        "    def forward(self, x):\n"
+        "        return self.neck(x)['p', 3]\n"
+    )
+    words = ("--after", "levels.output:('p', 3)", "--input-size", "3x32x48", "--json")
+    code, out, err = maps("levels.py:Net", "folder/0.png", *words)
+    assert (code, err) == (0, "")
+    assert [*ranges(out)] == ["neck:('p', 3)"]
+
+
 def test_a_yolo_checkpoint_with_its_letterbox(maps, folder):
     yolo = pytest.importorskip("ultralytics").YOLO("yolov8n.yaml")
     inject(yolo, "yolo-bottleneck", example_inputs=torch.rand(1, 3, 64, 64), verify=False)

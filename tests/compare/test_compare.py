@@ -246,6 +246,7 @@ def no_run(model, seed, report):
         ({"make_model": partial(nn.Module.train, make_model())}, CompareError, says("same network twice", "new one")),
         ({"make_model": lambda: "resnet18"}, CompareError, says("make_model", "str", "torch.nn.Module")),
         ({"make_model": lambda: 1 / 0}, ZeroDivisionError, "division"),
+        ({"make_model": lambda width, seed=0: make_model()}, CompareError, says("make_model", "'width'")),
         ({"make_model": make_model()}, CompareError, says("make_model must be a function", "a Sequential")),
     ],
 )

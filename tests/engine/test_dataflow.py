@@ -632,3 +632,41 @@ def test_activations_that_write_into_their_input_are_seen_to_do_so(kind):
     sites = survey(Written(kind(inplace=True)), example_inputs=torch.rand(1, 3, 8, 8)).site_by_path
     assert sites["a"].obstacle is None
     assert sites["act"].obstacle.startswith("it modifies a tensor in place")
+
+
+class PartialConv2d(nn.Conv2d):
+    """Also convolves the mask, as in inpainting."""
+
+    def forward(self, x):
+        kernel = self.weight.new_ones(1, 1, 3, 3)
+        known = F.conv2d((x[:, :1] != 0).to(x.dtype), kernel, padding=1)
+        return super().forward(x) * 9 / known.clamp(min=1)
+
+
+class DifferenceConv2d(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) - F.conv2d(x, self.weight.sum((2, 3), keepdim=True))
+
+
+class UnfoldedConv2d(nn.Conv2d):
+    def forward(self, x):
+        columns = F.unfold(x, 3, padding=1)
+        return (self.weight.flatten(1) @ columns).unflatten(2, x.shape[2:])
+
+
+class NormedConv2d(nn.Conv2d):
+    """As that of detectron2."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(super().forward(x))
+
+
+@pytest.mark.parametrize("kind", [PartialConv2d, DifferenceConv2d, UnfoldedConv2d, NormedConv2d])
+def test_a_class_of_convolutions_has_its_kernel_whatever_its_forward_runs(kind):
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), kind(4, 4, 3, padding=1), nn.ReLU()).eval()
+    rule = {"path": "[012]", "after": "output", "where": {"kernel": 3}}
+    assert [one.path for one in plan(model, {"rules": [rule]}, example_inputs=X).insertions] == ["1"]

@@ -63,6 +63,33 @@ def test_the_warning_of_another_strength_is_raised_before_the_change_and_is_no_f
     assert len(injected(model)) == len(before) + 2
 
 
+class TwoRelus(Block):
+    """The second call of its ReLU is what it returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        return self.relu(self.b(self.relu(self.a(x))) + x)
+
+
+@pytest.mark.parametrize("first", [{"pattern": "relu"}, {"block": "TwoRelus", "after": "relu[*]"}])
+@pytest.mark.parametrize(
+    ("then", "inserted"),
+    [
+        ("block-output", []),
+        ({"rules": [{"path": "[12]", "after": "output"}]}, []),
+        ("before tworelus.a", ["1.x"]),  # the input of the second block has SimAM
+        ("before tworelus.input", ["0"]),
+    ],
+)
+def test_what_the_calls_of_one_module_return_is_attended_once(first, then, inserted):
+    model = inject(nn.Sequential(conv(3), TwoRelus(), TwoRelus()).eval(), {"rules": [first]}, example_inputs=X)
+    assert paths(model) == ["1.relu", "2.relu"]
+    assert [insertion.path for insertion in plan(model, then, example_inputs=X).insertions] == inserted
+
+
 def test_another_lambda_is_refused_and_not_ignored():
     model = inject(network(), "after block.a", example_inputs=X)
     recipe = {"e_lambda": 0.5, "rules": [{"block": "block", "after": "a"}]}

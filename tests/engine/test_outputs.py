@@ -160,6 +160,15 @@ class Named(namedtuple("Named", "p q")):
         return self.p + 2 * self.q
 
 
+class Doubled(namedtuple("Doubled", "p q")):
+    """Its constructor takes other arguments than its fields."""
+
+    __slots__ = ()
+
+    def __new__(cls, p, q, factor=2):
+        return super().__new__(cls, p, factor * q)
+
+
 @dataclass
 class Both:
     p: torch.Tensor
@@ -196,6 +205,7 @@ CONTAINERS = {
     "tuple class": (lambda p, q: Pair([p, q]), lambda maps: maps.total()),
     "tuple class, asked for": (lambda p, q: Pair([p, q]), lambda maps: maps[0] + maps[1] * class_of(maps)),
     "named tuple class": (Named, lambda maps: maps.total()),
+    "named tuple, own constructor": (lambda p, q: Doubled(p, q, 1), lambda maps: maps.p + 2 * maps.q),
     "dataclass": (Both, lambda maps: maps.p + 2 * maps.q),
     "frozen dataclass": (Frozen, lambda maps: maps.p + 2 * maps.q),
     "cummax": (lambda p, q: (p + q).cummax(3), lambda maps: maps.values + maps.indices),
@@ -318,6 +328,23 @@ class ReadsKey(ReadsWritten):
 
     def forward(self, x):
         maps = {"p": self.c(x) * 2, "q": self.d(x) * 3}
+        self.head(maps)
+        return self.t(maps["o"])
+
+
+class WithoutUpdate(OrderedDict):
+    """As the `ModelOutput` of transformers."""
+
+    def update(self, *args, **kwargs):
+        raise TypeError("this dict has no update")
+
+    clear = pop = popitem = update
+
+
+class WritesOwnDict(ReadsKey):
+    def forward(self, x):
+        maps = WithoutUpdate()
+        maps["p"], maps["q"] = self.c(x) * 2, self.d(x) * 3
         self.head(maps)
         return self.t(maps["o"])
 
@@ -534,6 +561,7 @@ class OwnPyramid(Pyramid):
         (ReadsKept, {"path": "f", "after": "output"}),
         (ReadsWritten, {"path": "head", "before": "input"}),
         (ReadsKey, {"path": "head", "before": "input"}),
+        (WritesOwnDict, {"path": "head", "before": "input"}),
     ],
 )
 def test_a_container_that_is_written_or_kept_is_refused(factory, rule, strength):

@@ -735,15 +735,22 @@ class Direct(Block):
     way = "call"
 
     def forward(self, x):
-        y = x if self.way == "skip" else self.a.forward(x) if self.way == "forward" else self.a(x)
+        if self.way == "forward":
+            y = self.a.forward(x)
+        elif self.way == "forward of the class":
+            assert self.a.forward.__func__ is type(self.a).forward
+            y = type(self.a).forward(self.a, x)
+        else:
+            y = x if self.way == "skip" else self.a(x)
         return self.c(torch.relu(y)) - x
 
 
+@pytest.mark.parametrize("way", ["forward", "forward of the class"])
 @pytest.mark.parametrize("place", ["after direct.a", "before direct.a"])
-def test_a_module_whose_forward_is_called_directly(place):
+def test_a_module_whose_forward_is_called_directly(place, way):
     model = nn.Sequential(conv(3), Direct(), Direct()).eval()
     inject(model, place, example_inputs=X)
     model[1].way = "skip"
     assert verify(model).ok
-    model[1].way = "forward"
+    model[1].way = way
     assert "the model calls 1.a.forward(...) itself, which runs no hooks" in failures(model)[LIVE]

@@ -99,6 +99,26 @@ def test_a_vector_with_the_length_of_the_batch_varies_with_it(batch, times, tmp_
     assert {comparison.shapes[2] for comparison in report.comparisons} == {(2,)}
 
 
+class Fused(nn.Module):
+    """Takes a map of half the size beside the image, and sizes that are multiples of 40 only."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x, half):
+        if not torch.compiler.is_compiling() and x.shape[-1] % 40:
+            raise ValueError("multiples of 40 only")
+        return self.conv(x) + nn.functional.interpolate(self.conv(half), scale_factor=2.0)
+
+
+def test_a_second_map_of_another_size_grows_with_the_image(tmp_path):
+    example = (image(2, 40), image(2, 20))
+    model = inject(Fused().eval(), "after conv2d", example_inputs=example)
+    report = export(model, tmp_path / "net.pt2", example_inputs=example, dynamic="size")
+    assert [[shape[-1] for shape in comparison.shapes] for comparison in report.comparisons] == [[40, 20], [80, 40]]
+
+
 def test_a_dynamic_onnx_file_names_its_sizes_and_torch_prints_nothing(tmp_path, capfd, recwarn):
     report = export(attended(), tmp_path / "net.onnx", example_inputs=image(), dynamic="batch")
     assert capfd.readouterr() == ("", ""), "torch logs its warnings"
