@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from simam_inject.errors import describe, join_names
+from simam_inject.errors import describe, did_you_mean, join_names
 from simam_inject.kinds import FAMILIES, KINDS, find_kind
 from simam_inject.recipe.grammar import Name, RecipeModel, allow, as_tuple, one_or_many, read_as
 from simam_inject.recipe.names import BlockValue, Child, Kind
@@ -143,11 +143,12 @@ def find_element(chain: Sequence[Link], target: BlockValue | Child | Operation) 
         return len(chain) - 1
     wanted = target.name if isinstance(target, Child) else str(target)
     found = [index for index, link in enumerate(chain) if link.kind in (wanted.lower(), find_kind(wanted))]
-    call = getattr(target, "call", 0)  # 0 for every call, and for what is no child
-    if call is None and len(found) == 1:
-        return found[0]
+    if not found or not isinstance(target, Child):
+        near = did_you_mean(wanted, {link.kind for link in chain})
+        raise ValueError(f"{str(target)!r} is not an element of the chain{near}")
+    call = 1 if target.call is None and len(found) == 1 else target.call
     if not call or call > len(found):
-        kinds = [link.kind for link in chain]
-        names = [f"{kind}[{kinds[: index + 1].count(kind)}]" for index, kind in enumerate(kinds)]
-        raise ValueError(f"{str(target)!r} is not one element of the chain; write {join_names(names)}")
+        choices = join_names(f"{wanted}[{number}]" for number in range(1, len(found) + 1))
+        problem = "is not an element of the chain" if call else "is ambiguous in the chain"
+        raise ValueError(f"{str(target)!r} {problem}; write {choices}")
     return found[call - 1]

@@ -30,8 +30,11 @@ from simam_inject.recipe.operations import FactConditions, Link, Numbers, Operat
 T = TypeVar("T")
 Target = BlockValue | Child | Operation
 Structure = Literal["residual", "main", "decoder"]
-_VALUES = {"after": ("output",), "before": ("input", "residual")}
-"""Values of a block: its output is not read inside of it, and the others are changed for one reader only."""
+_MISPLACED = {
+    ("before", "output"): "a block's output is not read inside the block; write after: output",
+    ("after", "input"): "the input of a block can only be changed for the block itself; write before: input",
+    ("after", "residual"): "SimAM is applied to the branch before it joins the skip connection; write before: residual",
+}
 _SELECTS = ("structure", "block", "pattern")
 _SCHEMA: dict[str, Any] = {
     "description": "Which blocks or values are selected, where SimAM is applied in them, and which sites are excluded.",
@@ -143,10 +146,9 @@ class Rule(RecipeModel):
     @classmethod
     def _check_target(cls, written: str | Operation, info: ValidationInfo) -> str | Operation:
         target = _read_target(written)
-        if isinstance(target, BlockValue) and target.word not in _VALUES[str(info.field_name)]:
-            place = next(place for place, words in _VALUES.items() if target.word in words)
-            child = write_child(target.word)
-            raise ValueError(f"write {place}: {target.word}, or {child!r} for a child of that name")
+        if isinstance(target, BlockValue) and (info.field_name, target.word) in _MISPLACED:
+            problem = _MISPLACED[str(info.field_name), target.word]
+            raise ValueError(f"{problem}, or {write_child(target.word)!r} for a child of that name")
         if info.data.get("pattern") is not None:
             find_element(parse_chain(info.data["pattern"]), target)
         return written
