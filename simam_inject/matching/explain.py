@@ -148,7 +148,7 @@ def _hint_path(glob: Glob, paths: Collection[str]) -> str:
     first, _, below = corrected.partition(".")
     above, _, last = corrected.rpartition(".")
     for text in (corrected, f"*.{glob}", f"*.{corrected}", f"{above}.*.{last}", below if first == parts[0] else ""):
-        if text and _matches_any(text, paths):
+        if re.search(r"\w", text) and _matches_any(text, paths):
             return f" Did you mean {text!r}? A glob is matched against the whole path, letter case included."
     return ""
 

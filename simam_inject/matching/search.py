@@ -213,6 +213,7 @@ def _find_calls(target: Child, below: Sequence[tuple[str, Site]]) -> Mapping[str
 def _search_operations(search: Search, target: Operation, blocks: Sequence[Site], call: int | None = None) -> None:
     """Add the operations inside each block that meet the conditions: all, one of those that ran, or the `call`-th."""
     inside = _look_inside(search, blocks)
+    known = {*inside, *(site.path for sites in inside.values() for _, site in sites)}
     for block in blocks:
         alone = [("", block)] if target.which == "all" and not call else []
         sites = [site for _, site in inside.get(block.path, alone)]
@@ -228,6 +229,8 @@ def _search_operations(search: Search, target: Operation, blocks: Sequence[Site]
             else:
                 few = f", which has {len(counted)}" if call and call > len(counted) else ""
                 search.miss(site.path, f"is not {search.rule.target} in {write_path(block.path)}{few}")
+        if target.which != "all" and target.includes(block.kind) and block.path not in known:
+            search.miss(block.path, f"has no operations inside for which: {target.which} to choose from: leave it out")
         if not meant and block.path in inside and search.rule.selects != "path":
             computed = write_paths(sorted({site.kind for site in sites} - NOT_OPERATIONS))
             wanted = join_names(as_tuple(target.op))

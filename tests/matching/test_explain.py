@@ -99,6 +99,8 @@ REASONS = [
     # one of several inputs, where another is taken
     ("pyramid", "{block: Head, before: input, exclude: 'neck:0'}", "head", ["input neck:0: excluded by neck:0"]),
     ("pyramid", "{block: Head, before: input, where: {reduction: 4}}", "head", ["input neck:0: reduction is"]),
+    ("resnet", "{path: layer1.0.conv1, after: {op: conv, which: last}}", "layer1.0.conv1", ["which: last", "leave it"]),
+    ("resnet", "{path: layer1.0*, after: {op: conv, which: first}}", "layer1.0.conv2", ["which: first} in layer1.0"]),
     # structure
     ("zorp", "{structure: main, after: {op: conv}}", "body.0.side", ["is on the skip connection"]),
     ("zorp", "{structure: main, after: {op: conv}}", "body.0.squeeze", ["only scales another feature map"]),
@@ -179,6 +181,12 @@ def test_a_rule_without_a_hit_says_what_is_near(network, rule, facts):
     assert not found.hits
     assert message.startswith(f"rules[0] ({recipe.rules[0].selector}) matches no site")
     assert not [fact for fact in facts if fact not in message], message
+
+
+def test_a_glob_that_every_path_matches_is_no_hint():
+    recipe = recipe_of("{path: 'layer[5-9].*', after: output}")
+    message = unmatched_message(recipe, 0, NETWORKS["resnet"], match(recipe, NETWORKS["resnet"]).misses)
+    assert message.endswith("this model has no value at 'layer[5-9].*'.")
 
 
 def test_only_the_rule_in_question_is_explained():
