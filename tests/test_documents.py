@@ -65,4 +65,4 @@ def test_export_and_training(page, files, project, capsys):
     run(page, [Warning])
     assert files <= {path.name for path in project.iterdir()}
     if page == "export":
-        assert "8 sites live" in capsys.readouterr().out
+        assert "8 live sites" in capsys.readouterr().out
