@@ -58,12 +58,14 @@ def find_expression(
     if not names:
         return "it is computed by a function that is not a plain method of the module"
     name = names[0]
+    if len(names) > 1:
+        return f"it is computed in a method with two names ({names[0]} and {names[1]})"
     if name in vars(module):
         return (
             f"it is computed in the method {name}, which was set on the instance, as by `model.{name} = "
             f"torch.compile(model.{name})`: inject first, and set it after that"
         )
-    is_called = len(names) == 1 and may_run(kind, name) and not is_referenced
+    is_called = may_run(kind, name) and not is_referenced
     if not is_called or (name != "forward" and _is_called_otherwise(kind, name)):
         return f"it is computed in the method {name}, which is not always called as self.{name}"
     positions = next(islice(code.co_positions(), instruction // 2, None), None)

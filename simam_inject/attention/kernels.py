@@ -19,6 +19,9 @@ On an H200 a map of half precision takes as long to compute as to read (docs/per
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -43,7 +46,7 @@ def forward(
     read, written = _flattened(x, y)
     programs, tile = choose(read)
     sums = _empty_sums(x, tile)
-    with torch.cuda.device_of(x):  # a CPU tensor comes with Triton's interpreter
+    with _on_device(x):
         if sums[0] is not None:
             _statistics[programs](x, *sums, read.strides, *read.sizes[1:], **tile)
         numbers = e_lambda, 1.0 - strength, strength * gain
@@ -62,7 +65,7 @@ def backward(x: Tensor, grad: Tensor, mean: Tensor, a: Tensor, strength: float, 
     programs, tile = choose(read)
     sums = _empty_sums(x, tile)
     shared = read.strides, written.strides, *read.sizes[1:], mean, a
-    with torch.cuda.device_of(x):
+    with _on_device(x):
         if sums[0] is not None:
             _sums[programs](x, grad, *sums, *shared, **tile)
         _backward[programs](x, grad, result, *sums, *shared, 1.0 - strength, strength * gain, **tile)
@@ -80,6 +83,11 @@ def _empty_sums(x: Tensor, tile: dict[str, int]) -> tuple[Tensor | None, ...]:
     if tile["parts"] == 0:
         return None, None
     return x.new_empty((2, *x.shape[:2], tile["parts"]), dtype=torch.float32).unbind()
+
+
+def _on_device(x: Tensor) -> Any:
+    """Launch where `x` is. A CPU tensor comes with Triton's interpreter."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 @triton.jit

@@ -156,7 +156,7 @@ def _output(flow: Dataflow, site: Site, value: Value) -> Output | str:
 
 
 def _first(candidates: Iterable[tuple[EditT, str | None]]) -> EditT | str:
-    """The first edit that nothing speaks against; else the first of the reasons, "" if there are none."""
+    """The first edit without a problem; else the first of the problems, "" if there are none."""
     reason = ""
     for edit, problem in candidates:
         if problem is None:

@@ -598,7 +598,7 @@ def test_a_variable_that_may_be_bound_again_is_not_always_returned(nets, binding
 
 
 METHODS = {
-    "two names": ("    act_b = act\n", "self.act_b(y) if self.flag else self.act(y)", "not always called"),
+    "two names": ("    act_b = act\n", "self.act_b(y) if self.flag else self.act(y)", "two names"),
     "through the class": ("", "Block.act(self, y) if self.flag else self.act(y)", "self.act"),
     "kept in an attribute": ("", "self.kept_method(y) if self.flag else self.act(y)", "self.act"),
     "of a name that is computed": ("", 'getattr(self, "a" + "ct")(y)', "not always called"),
