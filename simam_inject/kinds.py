@@ -16,7 +16,7 @@ def words(text: str) -> frozenset[str]:
 
 
 FAMILIES = {
-    "conv": words("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"),
+    "conv": words("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d deform_conv2d"),
     "norm": words("batch_norm group_norm instance_norm layer_norm local_response_norm rms_norm"),
     "act": words(
         "celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish prelu relu relu6 rrelu "
@@ -27,7 +27,7 @@ FAMILIES = {
 KINDS = frozenset().union(
     *FAMILIES.values(),
     words(
-        "add bmm cat chunk clamp contiguous deform_conv2d div drop_path dropout einsum expand flatten flip getitem glu "
+        "add bmm cat chunk clamp contiguous div drop_path dropout einsum expand flatten flip getitem glu "
         "identity interpolate linear matmul max mean mul normalize pad permute pixel_shuffle pixel_unshuffle repeat "
         "reshape roll scaled_dot_product_attention softmax split squeeze stack sub sum transpose unbind unflatten "
         "unfold unsqueeze view"
@@ -67,6 +67,11 @@ def find_kind(name: str) -> str | None:
     plain = name.lower().replace("_", "").removesuffix("withindices")
     plain = re.sub(r"^\w+(?=frozenbatchnorm)", "", plain)  # transformers' have a prefix: `RTDetrFrozenBatchNorm2d`
     return _SPELLINGS.get(plain) or _SPELLINGS.get(re.sub(r"[123]d$", "", plain))
+
+
+def is_convolution(kind: str) -> bool:
+    """A listed convolution, or a function or module of another name that says it, such as `conv_tbc`."""
+    return "conv" in kind
 
 
 def kind_of(name: str) -> str:

@@ -66,13 +66,15 @@ def layout_after(
         return NOWHERE
     if kind.startswith(_LAST):
         return frozenset({rank - 1})
+    if kind in ("linear", "matmul") and rank < len(inputs[0].shape if inputs else ()):  # multiplied by one vector
+        return before - {rank}
     if kind.startswith(_LAST_IF_UNKNOWN) or (kind == "layer_norm" and _normalizes_one(args, kwargs)):
         return before or frozenset({rank - 1})
     if not inputs or kind in _REARRANGES:
         return NOWHERE
     if kind in _MOVES:
         return _moved(func, args, kwargs, inputs[0], tuple(result.shape))
-    if kind in ("matmul", "bmm") and len(inputs) == 2:
+    if kind in ("matmul", "bmm") and len(inputs) == 2 and len(inputs[0].shape) == rank:
         return (before - {rank - 1}) | (inputs[1].layout & {rank - 1})
     like = next((value for value in inputs if value.layout and len(value.shape) == rank), inputs[0])
     if len(like.shape) != rank:

@@ -16,6 +16,7 @@ from simam_inject.dataflow.steps import (
     weight,
 )
 from simam_inject.dataflow.values import NEVER, Frame, Recording, Step, covers
+from simam_inject.kinds import is_convolution
 from simam_inject.modules import CONTAINERS
 
 
@@ -77,7 +78,7 @@ class Decoders:
             is_block = step.kind == "block" and keeps_size(step) and step.path not in self.heads
             if step.path in self.main or (is_block and weight(step) >= least):
                 found.add(step.path)
-            elif source or (depth < 2 and (step.kind in PASSING or step.kind.startswith("conv"))):
+            elif source or (depth < 2 and (step.kind in PASSING or is_convolution(step.kind))):
                 found |= self._readers_of(step, depth + (not source), least)
         return found
 

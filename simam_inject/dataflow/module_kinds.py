@@ -18,6 +18,10 @@ _JOINS = frozenset({"add", "sub", "mul", "cat"})  # of several tensors
 _PARAMETERS = {
     "conv": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     "conv_transpose": ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
+    "deform_conv": (
+        *("input", "weight", "offset", "mask", "bias", "stride_h", "stride_w", "pad_h", "pad_w"),
+        *("dilation_h", "dilation_w", "groups"),
+    ),
     "max_pool": ("input", "kernel_size", "stride", "padding", "dilation"),
     "avg_pool": ("input", "kernel_size", "stride", "padding"),
 }
@@ -100,11 +104,11 @@ def function_facts(function: Callable[..., Any], args: tuple[Any, ...], kwargs: 
     weight, kernel, facts = given.get("weight"), given.get("kernel_size"), dict[str, Any]()
     if isinstance(weight, Tensor):
         kernel, groups = tuple(weight.shape[2:]), given["groups"]
-        each = weight.shape[1] if kind == "conv" else weight.shape[0] // groups
+        each = weight.shape[0] // groups if kind == "conv_transpose" else weight.shape[1]
         facts |= {"groups": groups, "depthwise": groups > 1 and each == 1}
     usual = {"kernel": kernel, "stride": kernel if weight is None else 1, "dilation": 1}
     for fact in ("kernel", "stride", *(["dilation"] if kind != "avg_pool" else [])):
-        value = given.get(fact) or usual[fact]
+        value = given.get(fact) or [given[name] for name in (f"{fact}_h", f"{fact}_w") if name in given] or usual[fact]
         lengths = value if isinstance(value, (tuple, list)) else [value]
         facts[fact] = tuple(lengths) * (int(rank) if len(lengths) == 1 else 1)
     return facts

@@ -19,7 +19,7 @@ from simam_inject.dataflow.module_kinds import conv_facts, module_kind
 from simam_inject.dataflow.recorder import storage_of
 from simam_inject.dataflow.structure import find_structure
 from simam_inject.dataflow.values import NEVER, Read, Recording, Shape, Step, Value, covers, keyed
-from simam_inject.kinds import TRANSPARENT
+from simam_inject.kinds import TRANSPARENT, is_convolution
 from simam_inject.modules import called_modules, has_children, own_calls, runs_hooks
 from simam_inject.source import returns_the_same
 
@@ -289,7 +289,7 @@ def _input_size(recording: Recording, example: Example) -> Shape:
     """
     images = [tensor for tensor in example.tensors if tensor.dim() > 2]
     for frame in recording.first_calls.values():
-        if module_kind(frame.module).startswith("conv"):
+        if is_convolution(module_kind(frame.module)):
             read = frame.inputs[0].shape if frame.inputs else ()
             if len(read) < 3:
                 break

@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from simam_inject.dataflow.module_kinds import UPSAMPLING
 from simam_inject.dataflow.values import Recording, Step
-from simam_inject.kinds import FAMILIES, words
+from simam_inject.kinds import FAMILIES, is_convolution, words
 
 _WEIGHTED = (_ConvNd, nn.Linear)
 _MOST = 4
@@ -39,7 +39,7 @@ class Structure:
 def weight(step: Step) -> int:
     """Convolutions and matrix products in a step: as operations, or as modules where these cannot be seen."""
     if step.call is None or step.is_leaf:
-        return int(step.kind.startswith("conv") or step.kind == "linear")
+        return int(is_convolution(step.kind) or step.kind == "linear")
     modules = sum(isinstance(part, _WEIGHTED) for part in step.call.module.modules())
     return max(modules, sum(map(weight, step.call.steps)))
 

@@ -29,6 +29,7 @@ _MOST_ON_SKIP = 2  # a projection is one convolution; GhostNet's is a depthwise 
 _SIGMOIDS = words("sigmoid hardsigmoid softmax hard_sigmoid")
 _SUMS = words("add sub cat stack")  # after which a map is more than a gate
 _PRODUCTS = words("mul matmul bmm einsum scaled_dot_product_attention")
+_DEFORMABLE = "deform_conv2d"
 _RESHAPING = words(
     "view view_as reshape flatten unflatten expand expand_as repeat squeeze unsqueeze permute transpose interpolate"
 )
@@ -74,7 +75,10 @@ def _enter_join(found: Structure, add: Step, wanted: Step | None = None) -> bool
     if len({one.shape for one in operands}) > 1 or not above[0] & above[1]:
         return False
     weights = [sum(map(weight, steps)) for steps in own]
-    upsampled = [any(upsamples(step) and not keeps_size(step) for step in steps) for steps in own]
+    upsampled = [
+        {size for step in steps if upsamples(step) and not keeps_size(step) for size in sizes_given(step)}
+        for steps in own
+    ]
     is_tie = weights[0] == weights[1]
     branch = operands.index(wanted) if is_tie and wanted else int(weights[1] > weights[0])
     skip = 1 - branch
@@ -106,7 +110,7 @@ def _inside_gates(call: Frame, times: Sequence[int]) -> set[Step]:
     """Steps that only gates are computed from, though the network may return them: not the branches of SKNet, which are
     also multiplied by gates, nor a mask that is added to a later one.
     """
-    products = [step for step in call.steps if step.kind == "mul" and has_two_maps(step)]
+    products = [step for step in call.steps if step.kind in ("mul", _DEFORMABLE) and has_two_maps(step)]
     gates = [(product, *gate) for product in products for gate in _gates(product, times)]
     inside, ends = set().union(*(own for *_, own in gates)), {(gate, product) for product, gate, _ in gates}
     while others := {step for step in inside if _has_other_use(step, inside, ends)}:
@@ -130,8 +134,13 @@ def _gates(product: Step, times: Sequence[int]) -> Iterator[tuple[Step, set[Step
     """Each operand that is a gate, and what leads to it alone.
 
     A gate is smaller than the other, or squashed; of two that are squashed, only one may end in a sigmoid or softmax.
-    With more than twice the convolutions that ran (at `times`) before the other was made, it is a network's mask.
+    With more than twice the convolutions that ran (at `times`) before the other was made, it is a network's mask. The
+    offsets of a deformable convolution and its mask are gates of what it reads.
     """
+    if product.kind == _DEFORMABLE:
+        for one in product.inputs[1:]:
+            yield one, ancestors(one) - ancestors(product.inputs[0])
+        return
     operands = product.inputs[:2]
     above = list(map(ancestors, operands))
     own = [above[0] - above[1], above[1] - above[0]]
