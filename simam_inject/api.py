@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
@@ -18,7 +18,7 @@ from simam_inject.adapters import adapter_of, network_of, update
 from simam_inject.attention import SimAM
 from simam_inject.attention.arguments import check_number
 from simam_inject.dataflow.anatomy import Anatomy
-from simam_inject.dataflow.example import example_like, example_of, shapes_of
+from simam_inject.dataflow.example import DEFAULT_SIZE, Example, declared_size, example_like, example_of, shapes_of
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.dataflow.survey import survey_model
 from simam_inject.editing.attach import all_or_nothing, attach, attended_in, check_edits, detach, restorer, strip
@@ -28,7 +28,7 @@ from simam_inject.errors import ModelError, NoMatchError, RecipeError, Verificat
 from simam_inject.matching.explain import explain_unmatched_glob
 from simam_inject.matching.hits import Skip
 from simam_inject.matching.match import match
-from simam_inject.modules import check_has_data, check_injectable, check_module, unwrapped
+from simam_inject.modules import ModelT, check_has_data, check_injectable, check_module, unwrapped
 from simam_inject.planning.insertions import PRESENT, Insertion
 from simam_inject.planning.plan import Insertions, Plan
 from simam_inject.planning.planner import decide
@@ -37,8 +37,6 @@ from simam_inject.recipe.grammar import as_tuple
 from simam_inject.recipe.names import Glob
 from simam_inject.verification.checks import Verification, tensor_marks
 from simam_inject.verification.verifier import SAME_WAY, check_model
-
-ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 def inject(
@@ -62,7 +60,7 @@ def inject(
         recipe: a `Recipe`, a dict, the name of a shipped recipe, a path to a YAML file, or a one-line selector
             ("after bottleneck.conv2").
         example_inputs: a tensor, a tuple (positional) or a dict (keywords) for one forward; None uses the input size
-            that the model declares, else 1 x 3 x 224 x 224.
+            that the model declares, else the shapes that an earlier `inject` was given, else 1 x 3 x 224 x 224.
         verify: check afterwards that only the selected sites changed and that every SimAM is live; see `verify`.
         e_lambda: lambda of every rule; overrides the recipe.
         exclude: globs on dotted paths; excluded from every rule, in addition to the rule's own `exclude`.
@@ -102,7 +100,7 @@ def inject(
     return model
 
 
-def _check_present(model: nn.Module, planned: Plan, attention: Callable[[int], nn.Module] | None) -> None:
+def _check_present(model: nn.Module, planned: Plan[Any], attention: Callable[[int], nn.Module] | None) -> None:
     """Refuse what would leave another attention module at the sites than the one that is asked for."""
     there = {skip.path for skip in planned.skips if skip.reason.startswith(PRESENT)}
     kinds = [
@@ -115,7 +113,7 @@ def _check_present(model: nn.Module, planned: Plan, attention: Callable[[int], n
         raise ModelError(f"the model already has attention at its sites ({names}); call eject(model) first")
 
 
-def carry_out(model: nn.Module, planned: Plan, *, verify: bool = True) -> tuple[Plan, Verification | None]:
+def carry_out(model: nn.Module, planned: Plan[Any], *, verify: bool = True) -> tuple[Plan, Verification | None]:
     """Apply a plan and verify the model, which is restored if a check fails.
 
     If the forward depends on values, which its recording does not have, and runs other modules than were recorded, the
@@ -164,7 +162,7 @@ def _apply_and_verify(model: nn.Module, planned: Plan, verify: bool) -> Verifica
     return found
 
 
-def plan(model: nn.Module, recipe: RecipeLike, *, example_inputs: Any = None) -> Plan:
+def plan(model: ModelT, recipe: RecipeLike, *, example_inputs: Any = None) -> Plan[ModelT]:
     """Return what `inject` would do, without changing the model.
 
     Modes, buffers, gradients and the random state are preserved; hooks of SimAM that another tool dropped are restored.
@@ -265,13 +263,11 @@ def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:
             where = f"SimAM was injected into a model that this {name} or a part of it was in: verify that model"
         raise ModelError(where)
     check_has_data(network)
-    remembered = presence.example if example_inputs is None else None
-    example = example_of(network, example_inputs) if remembered is None else example_like(network, remembered)
-    return check_model(network, example)
+    return check_model(network, example_for(network, example_inputs, declared=False))
 
 
 def make_plan(
-    model: nn.Module,
+    model: ModelT,
     recipe: Recipe,
     example_inputs: Any,
     strength: float = 1.0,
@@ -279,7 +275,7 @@ def make_plan(
     *,
     exclude: tuple[str, Sequence[str]] = ("exclude", ()),
     with_values: bool = False,
-) -> Plan:
+) -> Plan[ModelT]:
     """The plan of `plan`, with the strength and the attention of `inject`.
 
     Args:
@@ -291,7 +287,7 @@ def make_plan(
     name, globs = exclude
     if message := explain_unmatched_glob(name, map(Glob, as_tuple(globs or ())), flow.anatomy):
         raise NoMatchError(message)
-    decided = decide(recipe, flow, match(recipe, flow.anatomy), injected(network))
+    decided: Plan[Any] = decide(recipe, flow, match(recipe, flow.anatomy), injected(network))
     insertions = tuple(replace(insertion, strength=float(strength)) for insertion in decided.insertions)
     apply = partial(_apply, model, _own_modules(network), attention)
     replan = partial(make_plan, model, recipe, example_inputs, strength, attention, with_values=True)
@@ -312,7 +308,15 @@ def _survey(model: nn.Module, example_inputs: Any, *, with_values: bool = False)
     network = network_of(model)
     adapter_of(model).check(network)
     check_injectable(network)
-    return survey_model(network, example_of(network, example_inputs), strip, with_values=with_values)
+    return survey_model(network, example_for(network, example_inputs), strip, with_values=with_values)
+
+
+def example_for(network: nn.Module, example_inputs: Any, *, declared: bool = True) -> Example:
+    """The example; without one, inputs of the size that the model declares (if `declared`), else as `inject` had."""
+    presence = presence_of(network)
+    is_declared = declared and declared_size(network) != DEFAULT_SIZE  # that with which a YOLO was trained last
+    remembered = None if is_declared or presence is None or example_inputs is not None else presence.example
+    return example_of(network, example_inputs) if remembered is None else example_like(network, remembered)
 
 
 def _own_modules(network: nn.Module) -> dict[str, int]:

@@ -10,9 +10,11 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
+from typing_extensions import TypeVar
 
 from simam_inject.errors import ModelError
 
+ModelT = TypeVar("ModelT", bound=nn.Module, default=nn.Module)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 """Classes of torch that give their children names, and compute nothing of their own."""
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)

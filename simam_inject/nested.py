@@ -170,7 +170,7 @@ def _place_of(value: Any, key: Key) -> Any:
 
 def _replace_field(value: Any, name: str, entry: Any) -> Any:
     """A named tuple with another entry."""
-    if torch.compiler.is_compiling():  # with torch 2.11, `_replace` returns an empty one then
+    if torch.compiler.is_dynamo_compiling():  # with torch 2.11, `_replace` returns an empty one then
         return type(value)(**dict(zip(type(value)._fields, value, strict=True)) | {name: entry})
     return value._replace(**{name: entry})
 

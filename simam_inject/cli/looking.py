@@ -163,8 +163,7 @@ def _choose(built: ZooModel, patterns: list[str]) -> set[str]:
 def show(options: FileOptions, _step: Step) -> Outcome:
     """Show what a .safetensors file contains besides its weights: sites, recipes, versions. Needs no model."""
     from simam_inject.persist import read
-    from simam_inject.planning.tables import sites_table
-    from simam_inject.reporting.plans import notes_on
+    from simam_inject.planning.tables import notes_on, sites_table
 
     found = read(options.file)
     sites, lambdas = found.insertions, {site.e_lambda for site in found.insertions}

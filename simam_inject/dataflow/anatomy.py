@@ -68,7 +68,8 @@ class Site:
     on_skip: bool = False
     """Inside a residual block, an operation on the skip (its projection), not on the branch."""
     in_gate: bool = False
-    """An operation whose result only scales another feature map (squeeze-and-excitation and its like)."""
+    """An operation whose result only scales another feature map (squeeze-and-excitation and its like), or gives the
+    offsets of a deformable convolution."""
     maps: tuple[str, ...] = ()
     """Paths of the tensors that this list, tuple or dict holds (`fpn:0`, `fpn:1`); empty for a tensor."""
     nested_maps: tuple[str, ...] = ()
@@ -106,6 +107,12 @@ class Anatomy:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "site_by_path", {site.path: site for site in self.sites})
+
+    @property
+    def scripted(self) -> list[str]:
+        """Paths of the scripted and traced modules, without those inside of others."""
+        found = {site.path for site in self.sites if site.obstacle == SCRIPTED}
+        return [path for path in found if path.rpartition(".")[0] not in found]
 
     def blocks(self) -> Iterator[Site]:
         """Sites that are the outputs of modules with children."""

@@ -66,16 +66,15 @@ def layout_after(
         return NOWHERE
     if kind.startswith(_LAST):
         return frozenset({rank - 1})
-    if kind in ("linear", "matmul") and rank < len(inputs[0].shape if inputs else ()):  # multiplied by one vector
-        return before - {rank}
     if kind.startswith(_LAST_IF_UNKNOWN) or (kind == "layer_norm" and _normalizes_one(args, kwargs)):
-        return before or frozenset({rank - 1})
+        is_vector = inputs and len(inputs[0].shape) > rank  # its weight: the last dimension is gone
+        return before - {rank} if is_vector else before or frozenset({rank - 1})
     if not inputs or kind in _REARRANGES:
         return NOWHERE
     if kind in _MOVES:
         return _moved(func, args, kwargs, inputs[0], tuple(result.shape))
-    if kind in ("matmul", "bmm") and len(inputs) == 2 and len(inputs[0].shape) == rank:
-        return (before - {rank - 1}) | (inputs[1].layout & {rank - 1})
+    if kind in ("matmul", "bmm") and len(inputs) == 2:
+        return _multiplied(inputs[0], inputs[1], rank)
     like = next((value for value in inputs if value.layout and len(value.shape) == rank), inputs[0])
     if len(like.shape) != rank:
         dim = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else None))
@@ -84,6 +83,13 @@ def layout_after(
     lengths = [(result.shape[dim], like.shape[dim]) for dim in like.layout]
     is_kept = kind in _RESIZES or all(new in (length, 1) or length == 1 for new, length in lengths)
     return like.layout if is_kept else NOWHERE
+
+
+def _multiplied(first: Value, second: Value, rank: int) -> Layout:
+    """Layout after a product of two tensors, of which the second may be a vector."""
+    if len(second.shape) == 1 or len(first.shape) != rank:
+        return first.layout - {rank} if len(second.shape) == 1 else NOWHERE
+    return (first.layout - {rank - 1}) | (second.layout & {rank - 1})
 
 
 def _of_another_rank(kind: str, dim: Any, source: Value, rank: int) -> Layout:

@@ -271,6 +271,8 @@ def _origins(values: Sequence[Value | None], looked_through: Set[str] = TRANSPAR
 
 def _module_facts(module: nn.Module) -> dict[str, Any]:
     names = tuple(base.__name__ for base in type(module).__mro__ if base.__name__ not in _NOT_BASES)
+    if isinstance(module, torch.jit.ScriptModule):  # made from a class whose name it keeps
+        names = (module.original_name, *names)
     return {"class_name": names[0] if names else type(module).__name__, "bases": names, **conv_facts(module)}
 
 

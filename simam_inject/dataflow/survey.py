@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from simam_inject.dataflow.axes import SAMPLES_ADDED
 from simam_inject.dataflow.example import SPATIAL, Example
@@ -38,7 +39,9 @@ def survey_model(
         ModelError: a forward is being traced in this thread, the model cannot be run on the example, or its first
             forward adds layers.
     """
-    if torch._C._get_tracing_state() is not None or torch.compiler.is_compiling() or is_fx_symbolic_tracing():
+    # Other threads may compile meanwhile: `torch.compiler.is_compiling` is true of all of them.
+    is_traced = torch.compiler.is_dynamo_compiling() or get_proxy_mode() is not None
+    if is_traced or torch._C._get_tracing_state() is not None or is_fx_symbolic_tracing():
         raise ModelError("a forward is being traced; call inject, plan and verify outside of tracing")
     flow = None
     with same_surroundings(model):

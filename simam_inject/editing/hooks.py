@@ -178,7 +178,7 @@ class SiteHook(Hook):
         found = [hook for hook in hooks_on(module) if type(hook) is type(self)]
         if len(found) == 1:
             return False
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             raise lost(self.sites[0], "its hook was removed")
         for hook in found:
             hook.take_off(module)

@@ -104,7 +104,7 @@ class Presence(Hook):
         vars(self).update(self._without_ejected())
         if self.holders:
             self(root, args)
-        elif not torch.compiler.is_compiling():
+        elif not torch.compiler.is_dynamo_compiling():
             self.take_off(root)
 
     def _without_ejected(self) -> dict[str, Any]:

@@ -99,7 +99,7 @@ class RewrittenMethod(SiteHook):
     def is_bound_on(self, module: nn.Module) -> bool:
         """The module runs it under its name, by itself or in wrappers that `torch.compile` or decorators have made."""
         bound = vars(module).get(self.method)
-        if bound is self or getattr(bound, "rewritten", None) is not self or torch.compiler.is_compiling():
+        if bound is self or getattr(bound, "rewritten", None) is not self or torch.compiler.is_dynamo_compiling():
             return getattr(bound, "rewritten", None) is self
         found, seen = [bound], {id(bound)}
         for one in found:
@@ -156,7 +156,7 @@ class RewrittenMethod(SiteHook):
         """
         name = f"{type(self.owner).__name__}.{self.method}"
         error = ModelError(f"{name} was replaced after SimAM was added inside it; {ADVICE}")
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             raise error
         method = getattr(type(self.owner), self.method)
         if getattr(method, "__code__", None) == self.version[1]:  # its source may be gone: cloudpickle has none
@@ -246,7 +246,7 @@ _REFERRING = (types.FunctionType, types.MethodType, partial, type(lru_cache(len)
 
 def _version(method: object) -> tuple[Any, ...]:
     """What `RewrittenMethod.version` holds; while `torch.compile` traces, defaults are other objects."""
-    names = ("__code__",) if torch.compiler.is_compiling() else ("__code__", "__defaults__", "__kwdefaults__")
+    names = ("__code__",) if torch.compiler.is_dynamo_compiling() else ("__code__", "__defaults__", "__kwdefaults__")
     return method, *(getattr(method, name, None) for name in names)
 
 

@@ -14,8 +14,10 @@ from typing import Any
 from torch import nn
 
 from simam_inject.adapters import adapter_of, network_of
+from simam_inject.api import example_for
 from simam_inject.attention.arguments import check_number
-from simam_inject.dataflow.example import Example, example_of
+from simam_inject.dataflow.example import Example
+from simam_inject.dataflow.survey import cannot_run
 from simam_inject.editing.attach import attended_in, simams_in, without_attention
 from simam_inject.errors import ModelError, a_type, describe_exception
 from simam_inject.export.formats import Form, form_of
@@ -40,8 +42,8 @@ def export(
             unwrapped.
         path: ends in `.onnx` (dynamo exporter), `.pt2` (`torch.export`) or `.torchscript` (trace). An existing file is
             replaced at the end, when the proof has succeeded.
-        example_inputs: a tensor, a tuple (positional) or a dict (keywords) for one forward; None uses the input size
-            that the model declares, else 1 x 3 x 224 x 224. The dtype of the model decides that of the file.
+        example_inputs: as for `inject`; None uses the input size that the model declares, else the shapes that `inject`
+            was given. The dtype of the model decides that of the file.
         dynamic: True lets batch and spatial size vary, "batch" and "size" only that; the proof then runs the file on a
             second input of other sizes.
         tolerance: largest |file - eager| over largest |eager| that passes; None is 1e-4 in float32, 1e-2 in half
@@ -152,14 +154,16 @@ def _network(model: nn.Module) -> nn.Module:
 
 def _example(network: nn.Module, example_inputs: Any) -> Example:
     """The example with positional arguments in the order of the forward method, as files have them."""
-    given = example_of(network, example_inputs)
-    example = given.with_distinct_tensors()
-    if any(one is not other for one, other in zip(given.tensors, example.tensors, strict=True)):
+    given = example_for(network, example_inputs)
+    for example in (given.with_distinct_tensors(), given.with_distinct_tensors(noise=False)):
         try:
             with as_exported(network) as twin:
                 example.run(twin)
-        except Exception:  # a forward may refuse other values, as of a mask
-            example = given.with_distinct_tensors(noise=False)
+            break
+        except Exception as error:  # a forward may refuse other values, as of a mask
+            problem = error
+    else:
+        raise cannot_run(network, given, problem) from problem
     try:
         bound = inspect.signature(network.forward).bind(*example.args, **example.kwargs)
     except TypeError as error:

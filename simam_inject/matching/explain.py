@@ -103,7 +103,7 @@ def explain_unmatched_glob(place: str, globs: Iterable[Glob], anatomy: Anatomy) 
 
 def _scripted(anatomy: Anatomy) -> list[str]:
     """A sentence on the modules whose inside could not be recorded."""
-    paths = [site.path for site in anatomy.sites if site.obstacle == SCRIPTED]
+    paths = anatomy.scripted
     more = f" The same holds for {len(paths) - 1} more." if len(paths) > 1 else ""
     return [f"The inside of {path} could not be recorded: it {SCRIPTED}.{more}" for path in paths[:1]]
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from simam_inject.dataflow.anatomy import Anatomy, Site
+from simam_inject.dataflow.anatomy import SCRIPTED, Anatomy, Site
 from simam_inject.kinds import NOT_OPERATIONS
 from simam_inject.matching.explain import explain_no_candidate
 from simam_inject.matching.hits import Hit, Matches, Skip
@@ -51,6 +51,10 @@ def match(recipe: Recipe, anatomy: Anatomy) -> Matches:
         # A value that fails in one role may be taken in another, e.g. as the start and as the end of a chain. Where one
         # input of a block is taken, the reasons of the others stay.
         paths = {hit.named.path for hit in taken if hit.position == "after" or rule.chain}
+        for path in anatomy.scripted if taken else ():  # the rule may match what is inside
+            is_selected = not rule.path or any(glob.covers(path) for glob in as_tuple(rule.path))
+            if path not in paths and is_selected and not any(glob.covers(path) for glob in as_tuple(rule.exclude)):
+                search.miss(path, SCRIPTED)
         missed = [miss for miss in dict.fromkeys(search.misses) if miss.path not in paths]
         misses += sorted(missed, key=lambda miss: order.get(miss.path, -1))
     hits.sort(key=lambda hit: (order[hit.path], order.get(hit.reader or "", -1)))

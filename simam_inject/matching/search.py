@@ -240,7 +240,7 @@ def _search_operations(search: Search, target: Operation, blocks: Sequence[Site]
 def _counts(search: Search, target: Operation, site: Site) -> bool:
     """The operation meets the conditions, and in a structure rule it is on the main path; if not, it is a near miss."""
     if search.rule.selects == "structure" and (site.on_skip or site.in_gate):
-        what = "is on the skip connection" if site.on_skip else "only scales another feature map"
+        what = "is on the skip connection" if site.on_skip else "only scales another feature map, or gives its offsets"
         search.miss(site.path, f"{what}; a structure rule counts operations on the main path")
         return False
     reason = check_facts(site, target.conditions(), f"{search.rule.position} {target} requires")

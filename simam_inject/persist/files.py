@@ -25,7 +25,7 @@ from simam_inject.adapters import adapter_of, network_of
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import all_or_nothing, attended_in
 from simam_inject.errors import FileError, ModelError, a_type, shortened
-from simam_inject.modules import check_injectable, unwrapped
+from simam_inject.modules import ModelT, check_injectable, unwrapped
 from simam_inject.persist.fitting import State, check_fit, differences, fill, listed
 from simam_inject.persist.record import KEY, Manifest, Record, versions_of
 
@@ -85,7 +85,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     return file
 
 
-def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True) -> nn.Module:
+def load(path: str | os.PathLike[str], model: ModelT, *, strict: bool = True) -> ModelT:
     """Add SimAM at the sites of a file, copy its weights, and return the same model. In place, all or nothing.
 
     Nothing of the file is unpickled or executed, and nothing of the model is run. A model that has the same sites

@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
-
-from torch import nn
+from html import escape
+from typing import Any, Generic
 
 from simam_inject.dataflow.anatomy import Anatomy
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.errors import plural
 from simam_inject.matching.hits import Skip
+from simam_inject.modules import ModelT
 from simam_inject.planning.insertions import PRESENT, Insertion
-from simam_inject.planning.tables import sites_table
+from simam_inject.planning.tables import notes_on, sites_table
 from simam_inject.recipe import Recipe
 
 _SHOWN = 12
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Plan:
+class Plan(Generic[ModelT]):
     """The result of `plan(model, recipe)`. It changes the model only when it is applied.
 
     Example:
@@ -39,8 +39,8 @@ class Plan:
     flow: Dataflow
     present: tuple[Insertion, ...] = ()
     """What was in the model already."""
-    _apply: Callable[[Plan], nn.Module] | None = field(default=None, compare=False)
-    replan: Callable[[], Plan] | None = field(default=None, compare=False)
+    _apply: Callable[[Plan[ModelT]], ModelT] | None = field(default=None, compare=False)
+    replan: Callable[[], Plan[ModelT]] | None = field(default=None, compare=False)
     """Plans once more, from a forward on real values."""
 
     @property
@@ -60,7 +60,7 @@ class Plan:
         reasons = [skip.reason for skip in self.skips if skip.hit and skip.reason.startswith(PRESENT)]
         return not self.insertions and bool(reasons) and all(reason == PRESENT for reason in reasons)
 
-    def apply(self) -> nn.Module:
+    def apply(self) -> ModelT:
         """Apply the plan to the planned model in place, and return it. If an error is raised, the model is unchanged.
 
         Raises:
@@ -88,7 +88,7 @@ class Plan:
         near = [f"  {skip.path or '(model)'}: {skip.reason}" for skip in (refused or self.skips)[:3]]
         return "\n".join([f"{head}. Skipped:", *near] if near else [head])
 
-    def __deepcopy__(self, _memo: dict[int, Any]) -> Plan:
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Plan[ModelT]:
         """The plan itself, which never changes and belongs to one model: a copy could be applied to nothing."""
         return self
 
@@ -99,10 +99,12 @@ class Plan:
 
     def __str__(self) -> str:
         skipped = [f"{skip.path}  skipped: {skip.reason}" for skip in self.skips if skip.hit]
-        return "\n  ".join([self._heading, *sites_table(self.insertions).lines(), *skipped])
+        table = sites_table(self.insertions).lines()
+        return "\n  ".join([self._heading, *table, *notes_on(self.insertions), *skipped])
 
     def _repr_html_(self) -> str:
-        return f"<b>{self._heading}</b>{sites_table(self.insertions).to_html(_SHOWN)}"
+        notes = "<br>".join(map(escape, notes_on(self.insertions)))
+        return f"<b>{self._heading}</b>{sites_table(self.insertions).to_html(_SHOWN)}{notes}"
 
     @property
     def _heading(self) -> str:

@@ -1,8 +1,8 @@
-"""Tables of any records, as text, as HTML and for a `rich` console, and the table of insertions."""
+"""Tables of any records, as text, as HTML and for a `rich` console, and the table of insertions with notes on them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -107,6 +107,35 @@ def sites_table(insertions: Iterable[Insertion], *, complete: bool = False) -> T
     ]
     table = Table(headings, rows)
     return table if complete else table.without("axes", "module")
+
+
+def notes_on(insertions: Iterable[Insertion], *, each: bool = False) -> Iterator[str]:
+    """What is unusual about sites: their axes, several runs, strength, gain, and what planning noted."""
+    notes: list[tuple[str, str]] = []
+    for one in insertions:
+        if one.axes not in ("NCHW", ""):
+            notes.append((one.path, f"the axes are {one.axes}"))
+        if not one.axes_measured:
+            notes.append((one.path, "the axes are inferred, since no run at another input size shows them"))
+        if one.runs > 1:
+            notes.append((one.path, f"runs {one.runs} times per forward"))
+        if one.strength != 1:
+            notes.append((one.path, f"strength {one.strength:g}"))
+        if one.note:
+            notes.append((one.path, one.note))
+    return gather("note", notes, each=each)
+
+
+def gather(word: str, entries: Iterable[tuple[str, str]], *, each: bool = False) -> Iterator[str]:
+    """A line for each text, with its paths; or for each entry."""
+    paths: dict[str, list[str]] = {}
+    for path, text in entries:
+        paths.setdefault(text, []).append(path or "(model)")
+    for text, found in paths.items():
+        if each or len(found) == 1:
+            yield from (f"{word}: {path}: {text}" for path in found)
+        else:
+            yield f"{word}: {len(found)} sites ({found[0]} .. {found[-1]}): {text}"
 
 
 def format_position(insertion: Insertion) -> str:

@@ -16,9 +16,9 @@ from simam_inject.dataflow.anatomy import Anatomy, Site
 from simam_inject.kinds import FAMILIES
 from simam_inject.planning.insertions import PRESENT, Insertion
 from simam_inject.planning.plan import Plan
-from simam_inject.planning.tables import Table, format_map, sites_table
+from simam_inject.planning.tables import Table, format_map, notes_on, sites_table
 from simam_inject.reporting.drawing import CONTAINER_NAMES, draw
-from simam_inject.reporting.plans import bytes_per_image, notes_on
+from simam_inject.reporting.plans import bytes_per_image
 from simam_inject.verification.checks import Verification
 
 HEIGHT = 150

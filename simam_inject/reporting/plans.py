@@ -13,7 +13,7 @@ from simam_inject.dataflow.anatomy import Anatomy
 from simam_inject.errors import plural
 from simam_inject.planning.insertions import PRESENT, Insertion
 from simam_inject.planning.plan import Plan
-from simam_inject.planning.tables import Table, format_map, format_span, sites_table
+from simam_inject.planning.tables import Table, format_map, format_span, gather, notes_on, sites_table
 from simam_inject.reporting.sites import owner_of
 from simam_inject.verification.checks import Verification
 
@@ -41,9 +41,9 @@ def render_plan(plan: Plan, *, applied: bool, verbose: bool = False, why: bool =
     yield from notes_on(placed, each=verbose)
     hits = [(skip.path, skip.reason) for skip in plan.skips if skip.hit and skip.reason != PRESENT]
     misses = [(skip.path, skip.reason) for skip in plan.skips if not skip.hit]
-    yield from _gather("skipped", hits, each=verbose)
+    yield from gather("skipped", hits, each=verbose)
     if why:
-        yield from _gather("near miss", misses, each=True)
+        yield from gather("near miss", misses, each=True)
     done = f"{plural(len(plan.insertions), 'site')} {'inserted' if applied else 'planned'}"
     counts = [f"{done} with e_lambda {min(lambdas):g}" if len(lambdas) == 1 else done]
     counts += [f"{len(plan.present)} already there"] if plan.present else []
@@ -66,35 +66,6 @@ def bytes_per_image(plan: Plan) -> int:
     """Bytes that all SimAMs read and write at the least, for one image of the example."""
     images = min((one.shape[0] for one in plan.placed), default=1)
     return sum(one.bytes_moved for one in plan.placed) // images
-
-
-def notes_on(insertions: Iterable[Insertion], *, each: bool = False) -> Iterator[str]:
-    """What is unusual about sites: their axes, several runs, strength, gain, and what planning noted."""
-    notes: list[tuple[str, str]] = []
-    for one in insertions:
-        if one.axes not in ("NCHW", ""):
-            notes.append((one.path, f"the axes are {one.axes}"))
-        if not one.axes_measured:
-            notes.append((one.path, "the axes are inferred, since no run at another input size shows them"))
-        if one.runs > 1:
-            notes.append((one.path, f"runs {one.runs} times per forward"))
-        if one.strength != 1:
-            notes.append((one.path, f"strength {one.strength:g}"))
-        if one.note:
-            notes.append((one.path, one.note))
-    return _gather("note", notes, each=each)
-
-
-def _gather(word: str, entries: Iterable[tuple[str, str]], *, each: bool) -> Iterator[str]:
-    """A line for each text, with its paths; or for each entry."""
-    paths: dict[str, list[str]] = {}
-    for path, text in entries:
-        paths.setdefault(text, []).append(path or "(model)")
-    for text, found in paths.items():
-        if each or len(found) == 1:
-            yield from (f"{word}: {path}: {text}" for path in found)
-        else:
-            yield f"{word}: {len(found)} sites ({found[0]} .. {found[-1]}): {text}"
 
 
 def _by_kind(insertions: Iterable[Insertion], anatomy: Anatomy) -> Table:

@@ -60,6 +60,9 @@ class Verification:
         """Why the injected model cannot be trained, and the original can; "" for any other model."""
         return next((check.detail for check in self.checks if check.detail.startswith(EVAL_ONLY)), "")
 
+    def __bool__(self) -> bool:
+        return self.ok
+
     def __str__(self) -> str:
         passed = sum(check.ok is True for check in self.checks)
         head = f"verified: {passed} checks" if self.ok else "verification failed"

@@ -12,9 +12,9 @@ from simam_inject.dataflow.sites import Dataflow
 from simam_inject.matching.hits import Skip
 from simam_inject.planning.insertions import Input, Insertion, Output, Rewritten
 from simam_inject.planning.plan import Insertions, Plan
-from simam_inject.planning.tables import Table, format_map, format_span, sites_table
+from simam_inject.planning.tables import Table, format_map, format_span, notes_on, sites_table
 from simam_inject.recipe import load_recipe
-from simam_inject.reporting.plans import notes_on, plan_to_dict, render_plan
+from simam_inject.reporting.plans import plan_to_dict, render_plan
 from simam_inject.verification.checks import Check, Verification
 from tests.reporting.printing import printed
 
