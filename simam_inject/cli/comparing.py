@@ -19,6 +19,7 @@ from simam_inject.cli.options import CompareOptions, StudyOptions
 from simam_inject.cli.preparing import library_of
 from simam_inject.cli.program import Outcome, Step, command, group, note
 from simam_inject.errors import CompareError
+from simam_inject.recipe import load_recipe
 
 if TYPE_CHECKING:
     from simam_inject.compare import Comparison
@@ -36,6 +37,8 @@ def compare(options: CompareOptions, step: Step) -> Outcome:
     library = library_of(options)
     if library != "ultralytics" and not Path(options.data).is_dir():  # ultralytics finds data sets by name, too
         raise CompareError(f"no such folder: {options.data}; give a folder with train/ and val/, or one of classes")
+    for recipe in options.recipe:  # raises an error before torch is imported
+        load_recipe(recipe)
     step(f"setting up {options.model}")
     from simam_inject.compare import compare as run
     from simam_inject.compare.running import list_variants
@@ -47,7 +50,7 @@ def compare(options: CompareOptions, step: Step) -> Outcome:
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces each study on stderr
     list_variants(options.recipe, options.against, options.e_lambda)  # raises an error before images are read
     same = {name: getattr(options, name) for name in ("epochs", "batch", "rate", "ema", "augment", "amp", "compile")}
-    training = Training(**same, size=options.size or 0, warmup=min(5.0, options.epochs / 6), workers=options.loaders)
+    training = Training(**same, size=options.size or 0, warmup=min(5.0, options.epochs / 6), loaders=options.loaders)
     about = (options.model, options.data, training, options.device)
     setup = set_up(*about, pretrained=options.pretrained, weights=options.weights)
     if "://" in options.study:
@@ -74,6 +77,8 @@ def compare(options: CompareOptions, step: Step) -> Outcome:
 
 def report(options: StudyOptions, _step: Step) -> Outcome:
     """Write the report of a study, finished or not; without a file, print it."""
+    if "://" not in options.study and not Path(options.study).is_file():
+        raise CompareError(f"no such study: {options.study}")
     from simam_inject.compare import load_comparison
 
     found = load_comparison(options.study, options.name)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simam_inject.cli.injecting import heading
 from simam_inject.cli.options import (
     BenchOptions,
+    CheckOptions,
     ConvertOptions,
     FileOptions,
     MapsOptions,
@@ -103,8 +105,6 @@ def _render_bench(found: Bench) -> Iterator[Table | str]:
 def maps(options: MapsOptions, step: Step) -> Outcome:
     """Draw the gates of SimAM in MODEL as heat maps over images."""
     check_installed("drawing attention maps", "maps", "matplotlib")
-    from simam_inject import set_strength
-
     files = [file for path in options.images for file in (images_in(path, _MOST) if path.is_dir() else [path])]
     if len(files) > _MOST:
         raise FileError(f"{len(files)} images do not fit into one picture; give at most {_MOST}")
@@ -114,6 +114,8 @@ def maps(options: MapsOptions, step: Step) -> Outcome:
     else:
         built = prepare(options, step)
     if options.strength is not None:
+        from simam_inject import set_strength
+
         set_strength(built.model, options.strength)
     chosen = _choose(built, options.site)
     from simam_inject.maps import attention_maps, difference_maps
@@ -162,6 +164,7 @@ def _choose(built: ZooModel, patterns: list[str]) -> set[str]:
 
 def show(options: FileOptions, _step: Step) -> Outcome:
     """Show what a .safetensors file contains besides its weights: sites, recipes, versions. Needs no model."""
+    _check_exists(options.file)
     from simam_inject.persist import read
     from simam_inject.planning.tables import notes_on, sites_table
 
@@ -183,7 +186,7 @@ def show(options: FileOptions, _step: Step) -> Outcome:
     return Outcome(parts, {"path": str(options.file), "sites": listed, **about})
 
 
-def check(options: FileOptions, step: Step) -> Outcome:
+def check(options: CheckOptions, step: Step) -> Outcome:
     """Check that SimAM is live in a file, and in the .onnx of the same name beside a checkpoint. Exits 1 if not."""
     file = options.file
     if file.suffix not in (".safetensors", ".pt"):
@@ -191,8 +194,7 @@ def check(options: FileOptions, step: Step) -> Outcome:
             f"{file}: expected a .pt of ultralytics or a .safetensors of simam_inject.persist.save; an exported file "
             f"is checked against its model with simam_inject.export.prove({str(file)!r}, model)"
         )
-    if not file.is_file():
-        raise FileError(f"no such file: {str(file)!r}")
+    _check_exists(file)
     if file.suffix == ".safetensors":
         shown = show(options, step)
         idle = sum(site["strength"] == 0 for site in shown.data["sites"])
@@ -207,6 +209,11 @@ def check(options: FileOptions, step: Step) -> Outcome:
     found = check_checkpoint(file)
     ok = not found.faults
     return Outcome(_render_checkup(found), {**asdict(found), "path": str(file), "ok": ok}, ok=ok)
+
+
+def _check_exists(file: Path) -> None:
+    if not file.is_file():
+        raise FileError(f"no such file: {str(file)!r}")
 
 
 def _render_checkup(found: Checkup) -> Iterator[Table | str]:
@@ -254,6 +261,7 @@ def show_recipe(options: ShowRecipeOptions, _step: Step) -> Outcome:
 def convert(options: ConvertOptions, step: Step) -> Outcome:
     """Write a recipe that adds SimAM to the stock model where an ultralytics model file has SimAM rows."""
     check_ultralytics(options.file)
+    _check_exists(Path(options.file))
     step("reading the file")
     from simam_inject.integrations.ultralytics.model_files import import_model_yaml, write_recipe
     from simam_inject.persist.files import in_one_step

@@ -222,10 +222,17 @@ class ConvertOptions(OutputOptions):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileOptions(OutputOptions):
-    """`check` and `show`."""
+    """`show`."""
+
+    file: Path = typer.Argument(..., metavar="FILE", help="A .safetensors file written with --output")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckOptions(FileOptions):
+    """`check`."""
 
     file: Path = typer.Argument(
-        ..., metavar="FILE", help="A .safetensors file of --output; check: or a YOLO checkpoint (.pt)"
+        ..., metavar="FILE", help="A YOLO checkpoint (.pt), or a .safetensors file written with --output"
     )
 
 

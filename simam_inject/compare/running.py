@@ -106,8 +106,8 @@ def compare(
     if not isinstance(cast(Any, seeds), numbers.Integral) or seeds < 1:
         raise CompareError(f"seeds is {seeds!r}; an int of at least 1 is required, and 5 for a verdict")
     for what, number in {"resolve": resolve, "budget": budget}.items():
-        if number is not None and (not isinstance(cast(Any, number), numbers.Real) or math.isnan(number)):
-            raise CompareError(f"{what} is {number!r}; it must be a number or None")
+        if number is not None and (not isinstance(cast(Any, number), numbers.Real) or not number >= 0):
+            raise CompareError(f"{what} is {number!r}; it must be a number from 0, or None")
     if not callable(cast(Any, train)) or not isinstance(settings, (Mapping, type(None))):
         raise CompareError("train must be a function train(model, seed, report), and settings a dict or None")
     variants = list_variants(recipes, against, e_lambdas)

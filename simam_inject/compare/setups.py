@@ -84,7 +84,7 @@ def _set_up_yolo(model: str, data: str, training: Training, device: str, weights
         classes = (check_cls_dataset if is_classifier else check_det_dataset)(data)["nc"]
     except Exception as error:
         raise CompareError(f"{data} is not a data set that ultralytics can read: {str(error).strip()}") from None
-    used = {"epochs": training.epochs, "batch": training.batch, "amp": training.amp, "workers": training.workers}
+    used = {"epochs": training.epochs, "batch": training.batch, "amp": training.amp}
     quiet = {"plots": False, "save": False, "exist_ok": True, "patience": training.epochs + 1}  # no early end
 
     def make_model() -> Any:
@@ -96,6 +96,7 @@ def _set_up_yolo(model: str, data: str, training: Training, device: str, weights
     def train(made: nn.Module, seed: int, report: Report) -> float:
         with tempfile.TemporaryDirectory() as folder:
             given = {"model": model, "data": data, "device": device, "imgsz": size, "project": folder}
+            given["workers"] = training.loaders
             trainer = yolo.task_map[yolo.task]["trainer"](overrides={**given, **used, **quiet, "seed": seed})
             trainer.model = made  # a network is trained as it is, where a name would be built anew
             trainer.save_model = trainer.final_eval = lambda: None  # the last epoch counts, not the best
@@ -105,7 +106,7 @@ def _set_up_yolo(model: str, data: str, training: Training, device: str, weights
             trainer.train()
             return 100 * float(trainer.metrics[metric])
 
-    settings = {"model": model, "data": data, "weights": weights, "size": size, **used}
+    settings = {"model": model, "data": data, "weights": weights, "size": size, "loaders": training.loaders, **used}
     example = built.with_size((3, size, size)).example_inputs
     return {"make_model": make_model, "train": train, "example_inputs": example, "settings": settings}
 

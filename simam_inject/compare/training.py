@@ -55,7 +55,7 @@ class Training:
     """Largest norm of the gradient."""
     steps: int | None = None
     """At most so many steps an epoch."""
-    workers: int = 0
+    loaders: int = 0
     """Loading processes per training process."""
     augment: bool = True
     """Random crops and mirrors; without, images are only resized, and stay in memory."""
@@ -140,7 +140,7 @@ def make_loaders(
     sampler: DistributedSampler[Any] = DistributedSampler(images.train, processes, rank, seed=order, drop_last=True)
     part = Subset(images.val, range(rank, len(images.val), processes))
     # Workers are started anew in each epoch, with its seed: those that stay would go on with their random numbers.
-    load: Any = partial(DataLoader, num_workers=training.workers, pin_memory=torch.cuda.is_available())
+    load: Any = partial(DataLoader, num_workers=training.loaders, pin_memory=torch.cuda.is_available())
     return load(images.train, training.batch, sampler=sampler, drop_last=True), load(part, training.batch)
 
 

@@ -79,7 +79,7 @@ def register(architecture: str, recipe: RecipeLike, name: str | None = None) -> 
         The name, for `timm.create_model`.
 
     Raises:
-        ModelError: timm has no such model, or has one of the new name already, or a model cannot have it.
+        ModelError: timm has no such model, or has another one of the new name, or a model cannot have it.
         RecipeError: the recipe is not valid.
 
     Example:
@@ -94,6 +94,8 @@ def register(architecture: str, recipe: RecipeLike, name: str | None = None) -> 
     name = name or f"{architecture}{SEPARATOR}{_word(resolved.name)}"
     if not name.isidentifier() or name.endswith(SEPARATOR):
         raise ModelError(f"invalid name for a timm model: {name!r}: letters, digits and _ only; pass name=...")
+    if timm.is_model(name) and getattr(timm.model_entrypoint(name), "made_from", None) == (architecture, resolved):
+        return name
     if timm.is_model(name):
         raise ModelError(f"timm already has a model {name!r}; pass another name=...")
     if keyword.iskeyword(name) or name in {*globals(), *dir(builtins)}:  # the model becomes a global of this module
@@ -109,6 +111,7 @@ def register(architecture: str, recipe: RecipeLike, name: str | None = None) -> 
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
     entrypoint.__module__ = __name__
+    vars(entrypoint)["made_from"] = architecture, resolved
     entrypoint.__doc__ = f"{architecture} with SimAM: {resolved.description or resolved.name}."
     config_by_tag = {config.tag or "": config for config in get_arch_pretrained_cfgs(architecture).values()}
     default_cfgs[name] = DefaultCfg(tags=deque(config_by_tag), cfgs=config_by_tag)  # the default tag is the first

@@ -20,6 +20,8 @@ EXPORTS = (".onnx", ".pt2", ".torchscript")
 _WEIGHTS = (".safetensors", ".pth", ".ckpt", ".bin")
 _YOLO = re.compile(rb"(c|\x8c.)ultralytics\.", re.DOTALL)
 """A class of ultralytics in a pickle; a text that mentions the package has another byte before it."""
+_PUBLISHED = re.compile(r"yolo|rtdetr|sam|mobile|fastsam", re.IGNORECASE)
+"""How the names of all checkpoints that ultralytics publishes begin."""
 _REGISTERED = re.compile(r'^@register_model(?:\((?:name="(\w+)")?\))?\n(?:(?!def ).+\n)*def (\w+)', re.MULTILINE)
 
 
@@ -48,12 +50,27 @@ def find_library(name: str) -> str:
         return "torchvision"
     if prefix in ("", "timm") and bare.partition(".")[0] in list_registered("timm"):
         return "timm"
+    if prefix in ("", "ultralytics"):
+        _check_file(bare)
     # of a file, and where ultralytics is not installed, building it says what is wrong
     looks_right = bare.endswith((".pt", ".yaml", ".yml")) or bare in list_ultralytics()
     missing = not list_ultralytics() and (prefix or re.match(r"yolo(e-)?v?\d|rtdetr-", bare))
     if prefix in ("", "ultralytics") and (looks_right or missing):
         return "ultralytics"
     raise unknown_model(bare, prefix)
+
+
+def _check_file(name: str) -> None:
+    """Raise for the name of a `.pt` or `.yaml` file that neither exists nor is one of ultralytics' own."""
+    stem, dot, suffix = name.rpartition(".")
+    if dot and suffix in ("pt", "yaml", "yml") and list_ultralytics() and not Path(name).is_file():
+        is_weights = suffix == "pt"
+        if Path(name).parent != Path() or (is_weights and not _PUBLISHED.match(name)):
+            raise ModelError(
+                f"no such file: {name}" + ", and ultralytics publishes no checkpoint of that name" * is_weights
+            )
+        if not is_weights and stem not in list_ultralytics():
+            raise unknown_model(stem, "ultralytics")
 
 
 def holds_yolo(path: Path) -> bool | None:
