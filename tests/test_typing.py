@@ -14,6 +14,7 @@ from torch import nn
 
 import simam_inject
 from simam_inject import Plan, Recipe, Rule, attention_maps, bypass, eject, inject, injected, plan, verify
+from simam_inject.persist import load
 
 
 class Net(nn.Module):
@@ -23,11 +24,13 @@ class Net(nn.Module):
 net = inject(Net(), "paper", strength=0.5, exclude=["stem"])
 assert_type(net, Net)
 assert_type(eject(net), Net)
-assert_type(plan(net, {"rules": []}), Plan)
-assert_type(plan(net, Recipe(rules=[Rule(block="Net", after="output")])), Plan)
+assert_type(plan(net, {"rules": []}), Plan[Net])
+assert_type(plan(net, Recipe(rules=[Rule(block="Net", after="output")])), Plan[Net])
 assert_type(verify(net).ok, bool)
 assert_type(attention_maps(net, torch.zeros(1)), dict[str, torch.Tensor])
 assert_type(simam_inject.__version__, str)
+assert_type(plan(net, "paper").apply(), Net)
+assert_type(load("net.safetensors", net), Net)
 print([site.module for site in injected(net)])
 with bypass(net) as same:
     assert_type(same, Net)

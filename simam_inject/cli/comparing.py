@@ -19,7 +19,6 @@ from simam_inject.cli.options import CompareOptions, StudyOptions
 from simam_inject.cli.preparing import library_of
 from simam_inject.cli.program import Outcome, Step, command, group, note
 from simam_inject.errors import CompareError
-from simam_inject.recipe import load_recipe
 
 if TYPE_CHECKING:
     from simam_inject.compare import Comparison
@@ -37,6 +36,8 @@ def compare(options: CompareOptions, step: Step) -> Outcome:
     library = library_of(options)
     if library != "ultralytics" and not Path(options.data).is_dir():  # ultralytics finds data sets by name, too
         raise CompareError(f"no such folder: {options.data}; give a folder with train/ and val/, or one of classes")
+    from simam_inject.recipe import load_recipe
+
     for recipe in options.recipe:  # raises an error before torch is imported
         load_recipe(recipe)
     step(f"setting up {options.model}")
@@ -101,7 +102,7 @@ def _work_together(options: CompareOptions, work: Callable[..., Comparison]) -> 
                     log.seek(0)
                     note(f"a worker ended with exit code {worker.returncode}: {log.read().strip()[-1000:]}")
             left = None if options.budget is None else options.budget - (time.monotonic() - started)
-            return work(budget=left) if workers else found
+            return work(budget=left and max(0.0, left)) if workers else found
         except KeyboardInterrupt:
             for worker in workers:
                 worker.wait()

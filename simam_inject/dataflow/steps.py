@@ -172,9 +172,9 @@ def was_upsampled(step: Step, is_add: bool, depth: int = 0) -> float:
     """How a result came to its size: 1 by upsampling in this very forward, 0 without, 0.5 by a module that returns a
     map of the size that it is given, and upsamples inside. Operands of different numbers are joined by a decoder.
 
-    A convolution, norm, activation or product with a gate may come after it, also in a block of one convolution. In a
-    sum, a module that upsamples inside is a branch, and counts as 0. One of several maps that a block is given has the
-    size that the caller's forward gave it, or a module that this one calls.
+    A convolution, norm, activation, product with a gate, or sum with another map that was upsampled may come after it,
+    also in a block of one convolution. In a sum, a module that upsamples inside is a branch, and counts as 0. One of
+    several maps that a block is given has the size that the caller's forward gave it, or a module that this one calls.
     """
     frame, is_given = step.frame, step.whole.kind == "input"
     if is_given and frame and frame.parent and sum(len(value.shape) > 2 for value in frame.inputs) > 1:
@@ -186,6 +186,8 @@ def was_upsampled(step: Step, is_add: bool, depth: int = 0) -> float:
     if upsamples(step):
         return (0 if is_add else 0.5) if keeps_size(step) else 1
     source = passed_on(step)
+    if step.kind == "add" and has_two_maps(step) and depth < 4:  # levels that are added to each other first
+        return min(was_upsampled(one, is_add, depth + 1) for one in step.inputs[:2])
     inputs = step.inputs if source or weight(step) == 1 or step.kind in PASSING else ()
     if step.kind == "mul" and not is_add:
         inputs = tuple(one for one in step.inputs if one.shape == step.shape)

@@ -70,7 +70,7 @@ def _check_file(name: str) -> None:
                 f"no such file: {name}" + ", and ultralytics publishes no checkpoint of that name" * is_weights
             )
         if not is_weights and stem not in list_ultralytics():
-            raise unknown_model(stem, "ultralytics")
+            raise ModelError(f"no such file: {name}; {unknown_model(stem, 'ultralytics')}")
 
 
 def holds_yolo(path: Path) -> bool | None:

@@ -595,6 +595,26 @@ def test_compiled_models_of_one_class_in_another_thread(eager_backend, monkeypat
     assert torch.allclose(found[1], model(x), atol=1e-5)
 
 
+def test_inject_and_plan_while_another_thread_compiles():
+    compiling, done, found = threading.Event(), threading.Event(), []
+
+    def backend(graph, _inputs):  # called in the middle of the compilation
+        compiling.set()
+        assert done.wait(60)
+        return graph.forward
+
+    call = torch.compile(nn.Conv2d(3, 3, 3), backend=backend)
+    thread = threading.Thread(target=lambda: found.append(call(torch.rand(1, 3, 8, 8))))
+    thread.start()
+    assert compiling.wait(60)
+    try:
+        assert plan(build(), RECIPE, example_inputs=image()).insertions
+    finally:
+        done.set()
+        thread.join()
+    assert found
+
+
 class Random(nn.Module):
     """Draws numbers in train mode, and noise in every mode."""
 

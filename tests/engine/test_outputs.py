@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from simam_inject import InjectError, SimAM, eject, inject, injected, simam, verify
+from simam_inject import InjectError, SimAM, eject, inject, injected, plan, simam, verify
 from simam_inject.errors import NoMatchError, VerificationError
 from simam_inject.nested import tensors_of
 from simam_inject.verification.outputs import difference
@@ -642,3 +642,24 @@ def test_a_list_that_grows_while_a_module_that_is_given_it_runs():
         plain = stock.head(stock.join.c(torch.cat(maps, 1)))
         expected = stock.head(stock.join.c(torch.cat([attend(one) for one in maps], 1)))
         assert_right(model(x), expected, plain)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("rule", "is_hit"),
+    [
+        ({"block": "Block", "after": "output"}, True),
+        ({"structure": "main", "after": "output"}, False),
+        ({"path": "*", "after": {"op": "conv2d"}}, False),
+        ({"pattern": "conv2d"}, False),
+    ],
+)
+def test_a_plan_lists_blocks_that_are_scripted(rule, is_hit):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), Block(), torch.jit.script(Block()), Block())
+    found = plan(net.eval(), {"rules": [rule]}, example_inputs=torch.rand(2, 3, 16, 16))
+    assert found.insertions
+    reasons = {skip.path: (skip.reason, skip.hit) for skip in found.skips if skip.path.startswith("2")}
+    assert reasons == {"2": ("is a torch.jit.ScriptModule, whose operations cannot be recorded", is_hit)}
+    rule["exclude"] = "2"
+    found = plan(net, {"rules": [rule]}, example_inputs=torch.rand(2, 3, 16, 16))
+    assert not [skip for skip in found.skips if skip.path == "2" and skip.hit]

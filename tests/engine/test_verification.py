@@ -754,3 +754,10 @@ def test_a_module_whose_forward_is_called_directly(place, way):
     assert verify(model).ok
     model[1].way = way
     assert "the model calls 1.a.forward(...) itself, which runs no hooks" in failures(model)[LIVE]
+
+
+def test_a_report_is_false_if_a_check_failed(model):
+    assert verify(model)
+    simams = [part for part in model.modules() if isinstance(part, SimAM)]
+    simams[0].bypassed = True
+    assert not verify(model)

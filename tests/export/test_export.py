@@ -7,6 +7,7 @@ from torch import nn
 
 from simam_inject import inject, injected
 from simam_inject.dataflow.example import Example
+from simam_inject.errors import ModelError
 from simam_inject.export import LostSiteError, export, prove
 from simam_inject.export.formats import read
 from tests.export.networks import Pyramid, attended, doubling, image
@@ -271,3 +272,28 @@ def test_network_of_the_default_size(tmp_path):
     model = inject(Network(), "after basicblock.conv2", verify=False)
     report = export(model, tmp_path / "net.torchscript")
     assert report.comparisons[0].shapes == ((1, 3, 224, 224),)
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx", ".torchscript"])
+def test_the_example_of_inject_is_remembered(suffix, tmp_path):
+    sound = torch.nn.Sequential(torch.nn.Conv1d(5, 8, 3), torch.nn.ReLU(), torch.nn.Conv1d(8, 4, 3)).eval()
+    inject(sound, {"rules": [{"pattern": "conv1d"}]}, example_inputs=torch.rand(2, 5, 40))
+    report = export(sound, tmp_path / f"net{suffix}")
+    assert report.comparisons[0].shapes == ((2, 5, 40),)
+    assert prove(report.path, sound).live == 2
+    assert len(injected(inject(sound, {"rules": [{"pattern": "relu"}]}))) == 3
+
+
+def test_a_model_that_declares_a_size_is_exported_at_that_size(tmp_path):
+    model = Network()
+    model.pretrained_cfg = {"input_size": (3, 48, 48)}
+    inject(model, "after basicblock.conv2", example_inputs=image())
+    assert export(model, tmp_path / "net.torchscript").comparisons[0].shapes == ((1, 3, 48, 48),)
+
+
+@pytest.mark.parametrize("write", [export, lambda model, path, **given: prove(path, model, **given)])
+def test_an_example_that_the_model_does_not_take(write, tmp_path):
+    path = tmp_path / "net.pt2"
+    path.touch()
+    with pytest.raises(ModelError, match=r"cannot be run on the example input \(2x7x8\)"):
+        write(attended(), path, example_inputs=torch.rand(2, 7, 8))

@@ -126,8 +126,9 @@ def test_a_recipe_of_ones_own():
     assert paths(timm.create_model("test_resnet_simam_My_own")) == ["layer4"]
     assert register("test_resnet", recipe, name="ours") == "ours"
     assert paths(timm.create_model("ours", num_classes=2)) == ["layer4"]
+    assert register("test_resnet", recipe, name="ours") == "ours"
     with pytest.raises(ModelError, match="timm already has a model 'ours'"):
-        register("test_resnet", recipe, name="ours")
+        register("test_resnet", "paper", name="ours")
     for name in ("inject", "register", "nn", "class", "print"):
         with pytest.raises(ModelError, match=f"the name '{name}' is taken"):
             register("test_resnet", recipe, name=name)

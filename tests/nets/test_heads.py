@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812 - as everybody writes it
 from torch import nn
 
 from tests.nets.parts import Kwik, c1, c3
-from tests.nets.test_structures import Darn, Sleeve, check
+from tests.nets.test_structures import Darn, Sleeve, check, double
 
 
 class Ravine(nn.Module):
@@ -357,7 +357,23 @@ class Grove(nn.Module):
         return self.root(torch.cat([left, self.right(left)], 1))
 
 
+class Keypoints(nn.Module):
+    """Blocks and heads are plain Sequentials, as in XFeat."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.three = double(3, 8), double(8, 8), double(8, 8)
+        self.scores = nn.Sequential(c3(8, 8), nn.ReLU(), c3(8, 8), nn.ReLU(), c1(8, 1), nn.Sigmoid())
+        self.points = nn.Sequential(c3(8, 8), nn.ReLU(), c3(8, 8), nn.ReLU(), c1(8, 9))
+
+    def forward(self, x):
+        x = self.three(self.two(self.one(x)))
+        return torch.cat([self.scores(x), self.points(x)], 1)
+
+
 CASES = [
+    (Keypoints, "block-output", "one two three"),
+    (Keypoints, "paper", "{one,two,three}.2"),
     (Judged, "block-output", "body.{0,1,2,3}"),
     (Narrows, "block-output", "one two last"),
     (lambda: nn.Sequential(c3(3, 8), Grove(1), Grove(1)), "block-output", "{1,2}.{left,right}.{left,right}"),

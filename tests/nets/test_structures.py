@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody writes it
 from torch import nn
+from torchvision.ops import DeformConv2d, deform_conv2d
 
 from simam_inject import inject, injected, plan
 from simam_inject.errors import NoMatchError
@@ -1321,6 +1322,50 @@ def check(factory, recipe, places):
         with hooked(stock, places):
             expected = stock(image)
         assert_right(model(image), expected, stock(image))
+
+
+class Warp(nn.Module):
+    """A deformable convolution; one convolution computes its offsets and its mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.where, self.sample = c3(8, 27), DeformConv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        *offsets, mask = self.where(x).chunk(3, 1)
+        return self.sample(x, torch.cat(offsets, 1), mask.sigmoid())
+
+
+class Warped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.into, self.warp, self.out = c1(8, 8), Warp(), c1(8, 8)
+
+    def forward(self, x):
+        return x + self.out(F.relu(self.warp(F.relu(self.into(x)))))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "places"), [("paper", "{1,2}.warp.sample"), ("residual", "{1,2}.out"), ("block-output", "{1,2}")]
+)
+def test_deformable_convolutions(recipe, places):
+    check(lambda: nn.Sequential(c3(3, 8), Warped(), Warped(), c1(8, 2)), recipe, places)
+
+
+class Sampled(Warp):
+    """The same by the function, with its parameters in the module."""
+
+    def forward(self, x):
+        *offsets, mask = self.where(x).chunk(3, 1)
+        options = {"bias": self.sample.bias, "stride": 2, "padding": 1, "mask": mask.sigmoid()[:, :, ::2, ::2]}
+        return deform_conv2d(x, torch.cat(offsets, 1)[:, :, ::2, ::2], self.sample.weight, **options)
+
+
+def test_a_deformable_convolution_has_the_facts_of_a_convolution():
+    net, image = nn.Sequential(c3(3, 8), Sampled(), c1(8, 2)), torch.rand(2, 3, 16, 16)
+    rule = {"path": "*", "after": {"op": "conv", "kernel": 3, "stride": 2, "groups": 1, "dilation": 1}}
+    found = plan(net, {"rules": [rule]}, example_inputs=image)
+    assert [one.path for one in found.insertions] == ["1.deform_conv2d"]
 
 
 class Squeezed(nn.Module):

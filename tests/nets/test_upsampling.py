@@ -81,6 +81,24 @@ class Fusing(nn.Module):
         return self.head(self.after(self.fuse(*given)))
 
 
+class Levels(nn.Module):
+    """Three levels are added at once, as in XFeat; `form` says how."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.form, self.stem, self.mix, self.head = form, c3(3, 8), double(8, 8), c1(8, 2)
+        self.levels = nn.ModuleList([nn.Sequential(nn.MaxPool2d(2), Darn()) for _ in range(3)])
+        self.side = nn.ModuleList([c1(8, 8) for _ in range(3)])
+
+    def forward(self, x):
+        x = self.stem(x)
+        maps = [x := level(x) for level in self.levels]
+        if self.form != "bare":
+            maps = [side(one) for side, one in zip(self.side, maps, strict=True)]
+        fine, middle, coarse = (F.interpolate(one, scale_factor=2**n) for n, one in enumerate(maps))
+        return self.head(self.mix(fine + (middle + coarse) if self.form == "from behind" else fine + middle + coarse))
+
+
 class Conv2d(nn.Module):
     """A convolution that may enlarge its input first, as in StyleGAN and EDM."""
 
@@ -182,6 +200,11 @@ class Tokens(nn.Module):
         (Pyramid, "unet", ""),
         (lambda: nn.Sequential(c3(3, 8), Darn(), Darn(), Strided(), double(16, 8), c1(8, 2)), "unet", ""),
         *[(lambda form=form: Fusing(form), "unet", "fuse") for form in ("two", "list", "unpacked", "dict")],
+        *[(lambda form=form: Levels(form), "unet", "mix") for form in ("bare", "sides", "from behind")],
+        *[
+            (lambda form=form: Levels(form), "residual", "levels.{0,1,2}.1.second")
+            for form in ("bare", "sides", "from behind")
+        ],
         (Styled, "unet", "mix"),
         (Lifted, "unet", "mix"),
         (lambda: Halving(F.adaptive_avg_pool2d), "unet", "mix"),

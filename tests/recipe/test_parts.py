@@ -121,7 +121,7 @@ NAMES = [
     ("+", "add", True),
     ("Conv2d", "conv2d", True),
     ("conv", "conv_transpose2d", True),
-    ("conv", "deform_conv2d", False),
+    ("conv", "deform_conv2d", True),
     ("norm", "layer_norm", True),
     ("act", "gelu", True),
     ("pool", "adaptive_avg_pool", True),

@@ -170,7 +170,11 @@ def test_a_table_knows_its_columns():
 
 def test_axes_that_no_run_shows_do_not_mean_one_input_size():
     waves = nn.Sequential(nn.Unflatten(1, (1, -1)), nn.Conv1d(1, 4, 5, padding=2), nn.Conv1d(4, 4, 5, padding=2))
-    found = list(notes_on(plan(waves, "every-conv", example_inputs=torch.rand(2, 64)).insertions))
+    planned = plan(waves, "every-conv", example_inputs=torch.rand(2, 64))
+    found = list(notes_on(planned.insertions))
+    for note in found:
+        assert note in str(planned)
+        assert note in planned._repr_html_()
     assert [note for note in found if "axes are inferred" in note]
     assert not [note for note in found if "one input size" in note]
 
