@@ -47,8 +47,7 @@ def compare(options: CompareOptions, step: Step) -> Outcome:
     from simam_inject.compare.study import import_optuna, open_storage
     from simam_inject.compare.training import Training
 
-    optuna = import_optuna()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces each study on stderr
+    import_optuna()
     list_variants(options.recipe, options.against, options.e_lambda)  # raises an error before images are read
     same = {name: getattr(options, name) for name in ("epochs", "batch", "rate", "ema", "augment", "amp", "compile")}
     training = Training(**same, size=options.size or 0, warmup=min(5.0, options.epochs / 6), loaders=options.loaders)

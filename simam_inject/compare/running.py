@@ -271,7 +271,7 @@ def _hash_weights(model: nn.Module) -> str:
 
 def _make(make_model: Callable[..., Any], seed: int) -> nn.Module:
     """A new network; `make_model` gets the seed as `seed`, or by position if it has a parameter without a default."""
-    if isinstance(make_model, nn.Module):
+    if isinstance(make_model, nn.Module) or not callable(cast(Any, make_model)):
         raise CompareError(f"make_model must be a function that makes a network; found {a_type(make_model)}")
     seed_everything(seed)
     signature = inspect.signature(make_model)

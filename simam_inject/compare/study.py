@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -132,9 +132,12 @@ class Study:
         except (TypeError, ValueError) as error:
             raise CompareError(f"settings cannot be written as JSON: {error}") from None
         self._optuna, self._storage, self._retry_stale = import_optuna(), open_storage(storage), retry_stale
-        self._study: optuna.Study = self._optuna.create_study(
-            storage=self._storage, study_name=name, direction="maximize", load_if_exists=True
-        )
+        with ExitStack() as stack:
+            stack.callback(self._optuna.logging.set_verbosity, self._optuna.logging.get_verbosity())
+            self._optuna.logging.set_verbosity(self._optuna.logging.WARNING)  # it announces each study on stderr
+            self._study: optuna.Study = self._optuna.create_study(
+                storage=self._storage, study_name=name, direction="maximize", load_if_exists=True
+            )
         self.machine = f"{platform.node()}/{_NAMESPACE.stat().st_ino if _NAMESPACE.exists() else ''}"
         """Where process ids have one meaning: containers may have the name of their host, but count their own."""
         self.worker = f"{self.machine}:{os.getpid()}:{threading.get_ident()}"

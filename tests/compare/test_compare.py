@@ -4,6 +4,8 @@ import itertools
 import math
 import random
 import re
+import subprocess
+import sys
 import warnings
 from functools import partial
 
@@ -43,6 +45,18 @@ def test_variants_of_a_seed_share_weights_and_data_order_and_differ_in_the_atten
         assert plain[3] == simam[3] == se[3] != again[3]
         assert set(se[2]) > set(plain[2]) == set(simam[2])
     assert not torch.equal(runs[0][0][2]["0.weight"], runs[1][0][2]["0.weight"])
+
+
+def test_optuna_prints_nothing_and_keeps_its_verbosity():
+    """In a process of its own: optuna writes to the stderr that was there when it was imported."""
+    script = (
+        "import optuna, torch\n"
+        "from simam_inject.compare import compare\n"
+        "compare(lambda: torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), ['after conv2d'], lambda *_: 1.0, seeds=1)\n"
+        "assert optuna.logging.get_verbosity() == optuna.logging.INFO\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, "study" in done.stderr) == (0, False), done.stderr
 
 
 def test_weights_that_differ_between_variants_are_noted():
@@ -237,6 +251,9 @@ def no_run(model, seed, report):
         ({"settings": 3}, CompareError, says("settings a dict")),
         ({"resolve": "0.5"}, CompareError, says("resolve is '0.5'", "number")),
         ({"budget": math.nan}, CompareError, says("budget is nan", "number")),
+        ({"budget": -1}, CompareError, says("budget is -1", "number from 0")),
+        ({"resolve": -0.5}, CompareError, says("resolve is -0.5", "number from 0")),
+        ({"make_model": 3}, CompareError, says("make_model must be a function", "an int")),
         ({"settings": {"data": object()}}, CompareError, says("settings cannot be written as JSON", "object")),
         ({"settings": {"rate": math.nan}}, CompareError, says("settings cannot be written as JSON")),
         ({"batches": DataLoader(torch.zeros(2, 3, 4, 4), 8, drop_last=True)}, ModelError, "holds no batch"),
