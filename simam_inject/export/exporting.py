@@ -155,20 +155,20 @@ def _network(model: nn.Module) -> nn.Module:
 def _example(network: nn.Module, example_inputs: Any) -> Example:
     """The example with positional arguments in the order of the forward method, as files have them."""
     given = example_for(network, example_inputs)
+    try:
+        bound = inspect.signature(network.forward).bind(*given.args, **given.kwargs)
+    except TypeError as error:
+        raise ModelError(f"the forward method does not accept the example inputs: {error}") from None
+    given = Example(bound.args, bound.kwargs)
+    problems = []
     for example in (given.with_distinct_tensors(), given.with_distinct_tensors(noise=False)):
         try:
             with as_exported(network) as twin:
                 example.run(twin)
-            break
+            return example
         except Exception as error:  # a forward may refuse other values, as of a mask
-            problem = error
-    else:
-        raise cannot_run(network, given, problem) from problem
-    try:
-        bound = inspect.signature(network.forward).bind(*example.args, **example.kwargs)
-    except TypeError as error:
-        raise ModelError(f"the forward method does not accept the example inputs: {error}") from None
-    return Example(bound.args, bound.kwargs)
+            problems.append(error)
+    raise cannot_run(network, given, problems[-1]) from problems[-1]
 
 
 def _write(form: Form, twin: nn.Module, examples: tuple[Example, ...], path: Path) -> None:
