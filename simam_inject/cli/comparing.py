@@ -100,8 +100,8 @@ def _work_together(options: CompareOptions, work: Callable[..., Comparison]) -> 
                 if worker.wait():
                     log.seek(0)
                     note(f"a worker ended with exit code {worker.returncode}: {log.read().strip()[-1000:]}")
-            left = None if options.budget is None else options.budget - (time.monotonic() - started)
-            return work(budget=left and max(0.0, left)) if workers else found
+            left = None if options.budget is None else max(0.0, options.budget - (time.monotonic() - started))
+            return work(budget=left) if workers else found
         except KeyboardInterrupt:
             for worker in workers:
                 worker.wait()

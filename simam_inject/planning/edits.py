@@ -201,8 +201,8 @@ def _why_no_holder(module: nn.Module, name: str) -> str | None:
     """Why a module cannot have a SimAM as its child."""
     if isinstance(module, CONTAINERS):
         base = next(kind.__name__ for kind in CONTAINERS if isinstance(module, kind))
-        kind = a_type(module) if type(module) in CONTAINERS else f"{a_type(module)}, derived from nn.{base}"
-        return f"{name} is {kind}, which may run all of its children"
+        kind = "" if type(module) in CONTAINERS else f", derived from nn.{base}"
+        return f"{name} is {a_type(module)}{kind}, which runs all of its children" + " or lists them" * bool(kind)
     if isinstance(module, fx.GraphModule):
         return f"{name} is a torch.fx.GraphModule, whose copies lose its hooks and methods"
     if not _LISTS_CHILDREN.isdisjoint(mentioned_by_forward(type(module))):
