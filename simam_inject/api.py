@@ -18,7 +18,7 @@ from simam_inject.adapters import adapter_of, network_of, update
 from simam_inject.attention import SimAM
 from simam_inject.attention.arguments import check_number
 from simam_inject.dataflow.anatomy import Anatomy
-from simam_inject.dataflow.example import DEFAULT_SIZE, Example, declared_size, example_like, example_of, shapes_of
+from simam_inject.dataflow.example import example_of, shapes_of
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.dataflow.survey import survey_model
 from simam_inject.editing.attach import all_or_nothing, attach, attended_in, check_edits, detach, restorer, strip
@@ -36,7 +36,7 @@ from simam_inject.recipe import Recipe, RecipeLike, adjusted, load_recipe
 from simam_inject.recipe.grammar import as_tuple
 from simam_inject.recipe.names import Glob
 from simam_inject.verification.checks import Verification, tensor_marks
-from simam_inject.verification.verifier import SAME_WAY, check_model
+from simam_inject.verification.verifier import SAME_WAY, check_model, remembered_example
 
 
 def inject(
@@ -60,7 +60,8 @@ def inject(
         recipe: a `Recipe`, a dict, the name of a shipped recipe, a path to a YAML file, or a one-line selector
             ("after bottleneck.conv2").
         example_inputs: a tensor, a tuple (positional) or a dict (keywords) for one forward; None uses the input size
-            that the model declares, else the shapes that an earlier `inject` was given, else 1 x 3 x 224 x 224.
+            that the model declares, else 1 x 3 x 224 x 224; or, where the model cannot be run on these, the shapes that
+            an earlier `inject` was given.
         verify: check afterwards that only the selected sites changed and that every SimAM is live; see `verify`.
         e_lambda: lambda of every rule; overrides the recipe.
         exclude: globs on dotted paths; excluded from every rule, in addition to the rule's own `exclude`.
@@ -263,7 +264,8 @@ def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:
             where = f"SimAM was injected into a model that this {name} or a part of it was in: verify that model"
         raise ModelError(where)
     check_has_data(network)
-    return check_model(network, example_for(network, example_inputs, declared=False))
+    remembered = remembered_example(network) if example_inputs is None else None
+    return check_model(network, remembered or example_of(network, example_inputs))
 
 
 def make_plan(
@@ -308,15 +310,14 @@ def _survey(model: nn.Module, example_inputs: Any, *, with_values: bool = False)
     network = network_of(model)
     adapter_of(model).check(network)
     check_injectable(network)
-    return survey_model(network, example_for(network, example_inputs), strip, with_values=with_values)
-
-
-def example_for(network: nn.Module, example_inputs: Any, *, declared: bool = True) -> Example:
-    """The example; without one, inputs of the size that the model declares (if `declared`), else as `inject` had."""
-    presence = presence_of(network)
-    is_declared = declared and declared_size(network) != DEFAULT_SIZE  # that with which a YOLO was trained last
-    remembered = None if is_declared or presence is None or example_inputs is not None else presence.example
-    return example_of(network, example_inputs) if remembered is None else example_like(network, remembered)
+    survey = partial(survey_model, network, strip=strip, with_values=with_values)
+    try:
+        return survey(example_of(network, example_inputs))
+    except ModelError:
+        remembered = remembered_example(network) if example_inputs is None else None
+        if remembered is None:
+            raise
+    return survey(remembered)
 
 
 def _own_modules(network: nn.Module) -> dict[str, int]:

@@ -30,6 +30,14 @@ assert_type(verify(net).ok, bool)
 assert_type(attention_maps(net, torch.zeros(1)), dict[str, torch.Tensor])
 assert_type(simam_inject.__version__, str)
 assert_type(plan(net, "paper").apply(), Net)
+
+
+def show(found: Plan) -> str:
+    return str(found)
+
+
+show(plan(net, "paper"))
+found: dict[str, Plan] = {"paper": plan(net, "paper")}
 assert_type(load("net.safetensors", net), Net)
 print([site.module for site in injected(net)])
 with bypass(net) as same:

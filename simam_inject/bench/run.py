@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from simam_inject.adapters import network_of
-from simam_inject.api import eject, example_for, inject, injected
+from simam_inject.api import eject, inject, injected
 from simam_inject.bench.measuring import Quartiles, bytes_kept, peak_bytes, ratios, time_rounds
-from simam_inject.dataflow.example import Example
+from simam_inject.dataflow.example import Example, example_of
 from simam_inject.errors import ModelError, describe_exception
 from simam_inject.nested import tensors_in
 from simam_inject.zoo.names import PEERS
@@ -97,7 +97,7 @@ def bench(
     if conditions.dtype not in DTYPES:
         raise ModelError(f"unknown dtype {conditions.dtype!r}; choose from {', '.join(DTYPES)}")
     network = network_of(model)
-    example = example_for(network, example_inputs)
+    example = example_of(network, example_inputs)
     batch = example if conditions.batch == 1 else example.with_batch(conditions.batch - 1)
     if batch is None:
         raise ModelError("the example input has no batch dimension; measure with --batch 1")

@@ -111,7 +111,7 @@ class Anatomy:
     @property
     def scripted(self) -> list[str]:
         """Paths of the scripted and traced modules, without those inside of others."""
-        found = {site.path for site in self.sites if site.obstacle == SCRIPTED}
+        found = [site.path for site in self.sites if site.obstacle == SCRIPTED]
         return [path for path in found if path.rpartition(".")[0] not in found]
 
     def blocks(self) -> Iterator[Site]:

@@ -87,9 +87,10 @@ def layout_after(
 
 def _multiplied(first: Value, second: Value, rank: int) -> Layout:
     """Layout after a product of two tensors, of which the second may be a vector."""
-    if len(second.shape) == 1 or len(first.shape) != rank:
-        return first.layout - {rank} if len(second.shape) == 1 else NOWHERE
-    return (first.layout - {rank - 1}) | (second.layout & {rank - 1})
+    if len(second.shape) == 1:
+        return first.layout - {rank}
+    rows = first.layout - {rank - 1} if len(first.shape) == rank else NOWHERE
+    return rows | (second.layout & {rank - 1})
 
 
 def _of_another_rank(kind: str, dim: Any, source: Value, rank: int) -> Layout:

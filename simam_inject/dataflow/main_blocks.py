@@ -18,7 +18,6 @@ from simam_inject.dataflow.anatomy import Site
 from simam_inject.dataflow.module_kinds import UPSAMPLING
 from simam_inject.dataflow.steps import is_head
 from simam_inject.dataflow.values import Entries, Frame, Recording, keyed
-from simam_inject.kinds import is_convolution
 from simam_inject.modules import CONTAINERS
 
 _PRODUCTS = ("linear", "matmul", "scaled_dot_product_attention", "multi_head_attention_forward")
@@ -67,9 +66,10 @@ class MainBlocks:
         for site in sites:
             spatial = site.spatial if site.obstacle is None else None
             maps = {(len(spatial), site.reduction)} if spatial and max(spatial) > 1 and site.reduction else set()
-            is_spatial = is_convolution(site.kind) and max((site.shape or ())[2:], default=1) > 1
+            # A deformable convolution counts as one with the convolution that computes its offsets.
+            is_spatial = site.kind.startswith("conv") and max((site.shape or ())[2:], default=1) > 1
             # A kind of operation whose result has a size in space: what attention computes has numbers of tokens.
-            has_size = site.kind in ("block", *UPSAMPLING) or is_convolution(site.kind) or "pool" in site.kind
+            has_size = site.kind in ("block", *UPSAMPLING) or site.kind.startswith("conv") or "pool" in site.kind
             for above in _above(site.path if site.kind == "block" else site.scope):
                 contents = self.contents[above]
                 contents.convolutions += is_spatial
@@ -277,13 +277,22 @@ class MainBlocks:
         return found
 
     def _without_heads(self, blocks: list[str]) -> list[str]:
-        """Without the classes of several blocks that all make a result of the network, as auxiliary heads do, and
-        without each plain Sequential that does: these are of one class, whatever they hold.
+        """Without the classes of several blocks that all make a result of the network, as auxiliary heads do.
+
+        Plain Sequentials, which are of one class whatever they hold, stay where they have most convolutions.
         """
         repeated = {blocks[at] for at in self._repeated(blocks)} - self.residual
         heads = {path for path in repeated if is_head(self.recording, path, last=True)}
-        classes = self._classes(path for path in blocks if path not in heads) - {*CONTAINERS}
-        return [path for path in blocks if path not in heads or self._kind(path) in classes]
+        kinds = {self._likeness(path) for path in blocks if path not in heads}
+        others = [path for path in blocks if self._likeness(path) in kinds]
+        inside = sum(self.contents[path].convolutions for path in others)
+        return others if not self.with_containers or inside > self.contents[""].convolutions / 2 else blocks
+
+    def _likeness(self, path: str) -> tuple[object, ...]:
+        """What blocks of one kind have in common: their class; of plain Sequentials, their place and their parts."""
+        module = self.recording.modules[path]
+        parts = [path.rpartition(".")[0], *map(type, module.modules())] if type(module) in CONTAINERS else ()
+        return type(module), *parts
 
     def _parts(self, path: str, classes: set[type[nn.Module]]) -> list[str]:
         """The outermost blocks of these classes inside a block, if two of them have the same class."""

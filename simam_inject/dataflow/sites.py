@@ -291,7 +291,7 @@ def _input_size(recording: Recording, example: Example) -> Shape:
     """
     images = [tensor for tensor in example.tensors if tensor.dim() > 2]
     for frame in recording.first_calls.values():
-        if is_convolution(module_kind(frame.module)):
+        if not has_children(frame.module) and is_convolution(module_kind(frame.module)):
             read = frame.inputs[0].shape if frame.inputs else ()
             if len(read) < 3:
                 break

@@ -83,9 +83,13 @@ def is_head(recording: Recording, path: str, *, fewer: bool = True, last: bool =
     step = recording.steps.get(path)
     if step is None or not _ends_as_head(step, fewer):
         return False
-    is_returned = any(frame.parent is None for _, value in step.values for frame, _ in value.returns)
-    is_result = is_returned and step.shape[1:2] <= (_MOST,)
+    is_result = is_returned(step) and step.shape[1:2] <= (_MOST,)
     return (is_result and not last) or not _meets_convolution(recording, step)
+
+
+def is_returned(step: Step) -> bool:
+    """The network returns the result."""
+    return any(frame.parent is None for _, value in step.values for frame, _ in value.returns)
 
 
 def _ends_as_head(step: Step, fewer: bool) -> bool:
@@ -110,7 +114,7 @@ def _is_pointwise(step: Step) -> bool:
 
 
 def _meets_convolution(recording: Recording, step: Step) -> bool:
-    """A convolution, or a matrix product, reads what is computed from the result."""
+    """A convolution or a linear layer reads what is computed from the result."""
     values = [value for _, value in step.values]
     for value in values:
         reads = [read.path for one in recording.same_tensor(value) for read in one.readings]
@@ -168,26 +172,30 @@ def keeps_size(step: Step) -> bool:
     return step.kind == "block" and step.value is not None and step.shape[2:] in sizes_given(step)
 
 
+def _adds_upsampled(step: Step) -> bool:
+    """A sum of maps that were all upsampled, as levels that are added to each other before they meet another one."""
+    operands = step.inputs[:2] if step.kind == "add" and has_two_maps(step) else ()
+    return bool(operands) and all(_adds_upsampled(one) or (upsamples(one) and not keeps_size(one)) for one in operands)
+
+
 def was_upsampled(step: Step, is_add: bool, depth: int = 0) -> float:
     """How a result came to its size: 1 by upsampling in this very forward, 0 without, 0.5 by a module that returns a
     map of the size that it is given, and upsamples inside. Operands of different numbers are joined by a decoder.
 
-    A convolution, norm, activation, product with a gate, or sum with another map that was upsampled may come after it,
-    also in a block of one convolution. In a sum, a module that upsamples inside is a branch, and counts as 0. One of
-    several maps that a block is given has the size that the caller's forward gave it, or a module that this one calls.
+    A convolution, norm, activation or product with a gate may come after it, also in a block of one convolution. In a
+    sum, a module that upsamples inside is a branch, and counts as 0. One of several maps that a block is given has the
+    size that the caller's forward gave it, or a module that this one calls.
     """
     frame, is_given = step.frame, step.whole.kind == "input"
     if is_given and frame and frame.parent and sum(len(value.shape) > 2 for value in frame.inputs) > 1:
         step = frame.parent.step_of.get(id(step.value), step)
         made = step.inputs[0].call if step.kind == "entry" else None
         step = made.step_of.get(id(step.value), step) if made else step
-    if _enlarges(step):
+    if _enlarges(step) or (depth == 0 and _adds_upsampled(step)):
         return 1
     if upsamples(step):
         return (0 if is_add else 0.5) if keeps_size(step) else 1
     source = passed_on(step)
-    if step.kind == "add" and has_two_maps(step) and depth < 4:  # levels that are added to each other first
-        return min(was_upsampled(one, is_add, depth + 1) for one in step.inputs[:2])
     inputs = step.inputs if source or weight(step) == 1 or step.kind in PASSING else ()
     if step.kind == "mul" and not is_add:
         inputs = tuple(one for one in step.inputs if one.shape == step.shape)

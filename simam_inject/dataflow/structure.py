@@ -5,6 +5,7 @@ docs/recipes.md has the definitions. A *join* is an `add` of a branch with its s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 
 from simam_inject.dataflow.anatomy import Site
@@ -15,6 +16,7 @@ from simam_inject.dataflow.steps import (
     Structure,
     ancestors,
     has_two_maps,
+    is_returned,
     keeps_size,
     passed_on,
     sizes_given,
@@ -75,22 +77,26 @@ def _enter_join(found: Structure, add: Step, wanted: Step | None = None) -> bool
     if len({one.shape for one in operands}) > 1 or not above[0] & above[1]:
         return False
     weights = [sum(map(weight, steps)) for steps in own]
-    upsampled = [
-        {size for step in steps if upsamples(step) and not keeps_size(step) for size in sizes_given(step)}
-        for steps in own
-    ]
+    smallest = [_least_upsampled(steps) for steps in own]
     is_tie = weights[0] == weights[1]
     branch = operands.index(wanted) if is_tie and wanted else int(weights[1] > weights[0])
     skip = 1 - branch
     if (is_tie and not wanted) or weights[skip] > _MOST_ON_SKIP:
         return False
-    if upsampled[0] != upsampled[1] and (own[skip] or was_upsampled(operands[branch], is_add=True)):
+    is_scaled = max(smallest) > 0 and max(smallest) >= 2 * min(smallest)
+    if is_scaled and (own[skip] or was_upsampled(operands[branch], is_add=True)):
         return False  # joins another scale, as a pyramid does
     if any(_is_no_step_of_a_skip(step, operands[branch]) for step in own[skip]):
         return False
     found.joins[operands[branch].path] = add.path
     found.on_skip.update(step.path for step in own[skip])
     return True
+
+
+def _least_upsampled(steps: Set[Step]) -> int:
+    """Positions of the smallest map that some of the steps upsample; 0 if none does."""
+    given = [size for step in steps if upsamples(step) and not keeps_size(step) for size in sizes_given(step)]
+    return min((math.prod(size) for size in given if size), default=0)
 
 
 def _is_no_step_of_a_skip(step: Step, branch: Step) -> bool:
@@ -135,11 +141,14 @@ def _gates(product: Step, times: Sequence[int]) -> Iterator[tuple[Step, set[Step
 
     A gate is smaller than the other, or squashed; of two that are squashed, only one may end in a sigmoid or softmax.
     With more than twice the convolutions that ran (at `times`) before the other was made, it is a network's mask. The
-    offsets of a deformable convolution and its mask are gates of what it reads.
+    offsets of a deformable convolution and its mask are gates of what it reads, if computed from the same maps alone.
     """
     if product.kind == _DEFORMABLE:
         for one in product.inputs[1:]:
-            yield one, ancestors(one) - ancestors(product.inputs[0])
+            inside = ancestors(one) - ancestors(product.inputs[0])
+            is_other = any(step.kind == "input" for step in inside) or is_returned(one)
+            if not is_other and not _is_mask(inside, product.inputs[0], times):
+                yield one, inside
         return
     operands = product.inputs[:2]
     above = list(map(ancestors, operands))
@@ -150,10 +159,14 @@ def _gates(product: Step, times: Sequence[int]) -> Iterator[tuple[Step, set[Step
     for index, other in ((0, 1), (1, 0)):
         mine, its = operands[index].shape, operands[other].shape
         is_smaller = len(mine) == len(its) and mine != its and all(a <= b for a, b in zip(mine, its, strict=True))
-        before = sum(time <= operands[other].values[0][1].made for time in times)
-        is_mask = sum(map(weight, own[index])) > 2 * max(1, before)
-        if (is_smaller or (squashed[index] and not squashed[other])) and not is_mask:
+        is_gate = is_smaller or (squashed[index] and not squashed[other])
+        if is_gate and not _is_mask(own[index], operands[other], times):
             yield operands[index], own[index]
+
+
+def _is_mask(own: Set[Step], other: Step, times: Sequence[int]) -> bool:
+    before = sum(time <= other.values[0][1].made for time in times)
+    return sum(map(weight, own)) > 2 * max(1, before)
 
 
 def _ends_in(kinds: Set[str], step: Step | None) -> bool:

@@ -8,6 +8,7 @@ from contextlib import suppress
 import torch
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
+from torch._guards import TracingContext
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
@@ -40,8 +41,8 @@ def survey_model(
             forward adds layers.
     """
     # Other threads may compile meanwhile: `torch.compiler.is_compiling` is true of all of them.
-    is_traced = torch.compiler.is_dynamo_compiling() or get_proxy_mode() is not None
-    if is_traced or torch._C._get_tracing_state() is not None or is_fx_symbolic_tracing():
+    contexts = TracingContext.try_get(), get_proxy_mode(), torch._C._get_tracing_state()
+    if torch.compiler.is_dynamo_compiling() or is_fx_symbolic_tracing() or any(one is not None for one in contexts):
         raise ModelError("a forward is being traced; call inject, plan and verify outside of tracing")
     flow = None
     with same_surroundings(model):

@@ -14,9 +14,8 @@ from typing import Any
 from torch import nn
 
 from simam_inject.adapters import adapter_of, network_of
-from simam_inject.api import example_for
 from simam_inject.attention.arguments import check_number
-from simam_inject.dataflow.example import Example
+from simam_inject.dataflow.example import Example, example_of
 from simam_inject.dataflow.survey import cannot_run
 from simam_inject.editing.attach import attended_in, simams_in, without_attention
 from simam_inject.errors import ModelError, a_type, describe_exception
@@ -24,6 +23,7 @@ from simam_inject.export.formats import Form, form_of
 from simam_inject.export.proving import as_exported, check_file, vary
 from simam_inject.export.report import ExportError, ExportReport, LostSiteError
 from simam_inject.modules import check_injectable, unwrapped
+from simam_inject.verification.verifier import remembered_example
 
 
 def export(
@@ -42,8 +42,8 @@ def export(
             unwrapped.
         path: ends in `.onnx` (dynamo exporter), `.pt2` (`torch.export`) or `.torchscript` (trace). An existing file is
             replaced at the end, when the proof has succeeded.
-        example_inputs: as for `inject`; None uses the input size that the model declares, else the shapes that `inject`
-            was given. The dtype of the model decides that of the file.
+        example_inputs: a tensor, a tuple (positional) or a dict (keywords) for one forward; None as for `inject`. The
+            dtype of the model decides that of the file.
         dynamic: True lets batch and spatial size vary, "batch" and "size" only that; the proof then runs the file on a
             second input of other sizes.
         tolerance: largest |file - eager| over largest |eager| that passes; None is 1e-4 in float32, 1e-2 in half
@@ -154,21 +154,26 @@ def _network(model: nn.Module) -> nn.Module:
 
 def _example(network: nn.Module, example_inputs: Any) -> Example:
     """The example with positional arguments in the order of the forward method, as files have them."""
-    given = example_for(network, example_inputs)
-    try:
-        bound = inspect.signature(network.forward).bind(*given.args, **given.kwargs)
-    except TypeError as error:
-        raise ModelError(f"the forward method does not accept the example inputs: {error}") from None
-    given = Example(bound.args, bound.kwargs)
-    problems = []
-    for example in (given.with_distinct_tensors(), given.with_distinct_tensors(noise=False)):
+    examples = [example_of(network, example_inputs)]
+    if example_inputs is None and (remembered := remembered_example(network)) is not None:
+        examples.append(remembered)
+    problems: list[ModelError] = []
+    for given in examples:
         try:
-            with as_exported(network) as twin:
-                example.run(twin)
-            return example
-        except Exception as error:  # a forward may refuse other values, as of a mask
-            problems.append(error)
-    raise cannot_run(network, given, problems[-1]) from problems[-1]
+            bound = inspect.signature(network.forward).bind(*given.args, **given.kwargs)
+        except TypeError as error:
+            problems.append(ModelError(f"the forward method does not accept the example inputs: {error}"))
+            continue
+        for noise in (True, False):
+            example = Example(bound.args, bound.kwargs).with_distinct_tensors(noise=noise)
+            try:
+                with as_exported(network) as twin:
+                    example.run(twin)
+                return example
+            except Exception as error:  # a forward may refuse other values, as of a mask
+                problem = error
+        problems.append(cannot_run(network, given, problem))
+    raise problems[0]
 
 
 def _write(form: Form, twin: nn.Module, examples: tuple[Example, ...], path: Path) -> None:

@@ -22,7 +22,7 @@ from simam_inject.matching.explain import explain_no_candidate
 from simam_inject.matching.hits import Hit, Matches, Skip
 from simam_inject.matching.search import Search, check_facts, search_model, write_fact, write_path, write_paths
 from simam_inject.recipe.grammar import as_tuple
-from simam_inject.recipe.operations import FactConditions
+from simam_inject.recipe.operations import FactConditions, Operation
 from simam_inject.recipe.recipe import Recipe
 
 OWNED = 100
@@ -51,8 +51,10 @@ def match(recipe: Recipe, anatomy: Anatomy) -> Matches:
         # A value that fails in one role may be taken in another, e.g. as the start and as the end of a chain. Where one
         # input of a block is taken, the reasons of the others stay.
         paths = {hit.named.path for hit in taken if hit.position == "after" or rule.chain}
-        for path in anatomy.scripted if taken else ():  # the rule may match what is inside
+        looks_inside = rule.selects != "path" or isinstance(rule.target, Operation)
+        for path in anatomy.scripted if taken and looks_inside else ():  # the rule may match what is inside
             is_selected = not rule.path or any(glob.covers(path) for glob in as_tuple(rule.path))
+            is_selected &= anatomy.site_by_path[path].kind == "block"
             if path not in paths and is_selected and not any(glob.covers(path) for glob in as_tuple(rule.exclude)):
                 search.miss(path, SCRIPTED)
         missed = [miss for miss in dict.fromkeys(search.misses) if miss.path not in paths]

@@ -8,20 +8,23 @@ from dataclasses import asdict, dataclass, field, replace
 from html import escape
 from typing import Any, Generic
 
+from torch import nn
+from typing_extensions import TypeVar
+
 from simam_inject.dataflow.anatomy import Anatomy
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.errors import plural
 from simam_inject.matching.hits import Skip
-from simam_inject.modules import ModelT
 from simam_inject.planning.insertions import PRESENT, Insertion
 from simam_inject.planning.tables import notes_on, sites_table
 from simam_inject.recipe import Recipe
 
 _SHOWN = 12
+ModelT_co = TypeVar("ModelT_co", bound=nn.Module, default=nn.Module, covariant=True)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Plan(Generic[ModelT]):
+class Plan(Generic[ModelT_co]):
     """The result of `plan(model, recipe)`. It changes the model only when it is applied.
 
     Example:
@@ -39,8 +42,8 @@ class Plan(Generic[ModelT]):
     flow: Dataflow
     present: tuple[Insertion, ...] = ()
     """What was in the model already."""
-    _apply: Callable[[Plan[ModelT]], ModelT] | None = field(default=None, compare=False)
-    replan: Callable[[], Plan[ModelT]] | None = field(default=None, compare=False)
+    _apply: Callable[[Plan[ModelT_co]], ModelT_co] | None = field(default=None, compare=False)
+    replan: Callable[[], Plan[ModelT_co]] | None = field(default=None, compare=False)
     """Plans once more, from a forward on real values."""
 
     @property
@@ -60,7 +63,7 @@ class Plan(Generic[ModelT]):
         reasons = [skip.reason for skip in self.skips if skip.hit and skip.reason.startswith(PRESENT)]
         return not self.insertions and bool(reasons) and all(reason == PRESENT for reason in reasons)
 
-    def apply(self) -> ModelT:
+    def apply(self) -> ModelT_co:
         """Apply the plan to the planned model in place, and return it. If an error is raised, the model is unchanged.
 
         Raises:
@@ -88,7 +91,7 @@ class Plan(Generic[ModelT]):
         near = [f"  {skip.path or '(model)'}: {skip.reason}" for skip in (refused or self.skips)[:3]]
         return "\n".join([f"{head}. Skipped:", *near] if near else [head])
 
-    def __deepcopy__(self, _memo: dict[int, Any]) -> Plan[ModelT]:
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Plan[ModelT_co]:
         """The plan itself, which never changes and belongs to one model: a copy could be applied to nothing."""
         return self
 

@@ -17,12 +17,13 @@ from torch import nn
 from torch.overrides import BaseTorchFunctionMode
 
 from simam_inject.attention import SimAM
-from simam_inject.dataflow.example import Example
+from simam_inject.dataflow.example import Example, example_like
 from simam_inject.dataflow.surroundings import same_surroundings
 from simam_inject.dataflow.survey import cannot_run
 from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
 from simam_inject.editing.attach import Attended, attended_in, simams_in, strip
 from simam_inject.editing.hooks import NoValueError
+from simam_inject.editing.presence import presence_of
 from simam_inject.errors import describe_exception, shortened
 from simam_inject.verification.checks import (
     DISTURBED,
@@ -248,3 +249,9 @@ class _Checks:
             output = example.run(twin)
         self.drawn.append(random_states())
         return output
+
+
+def remembered_example(network: nn.Module) -> Example | None:
+    """Random inputs of the shapes that `inject` was given; None if they are not known."""
+    presence = presence_of(network)
+    return None if presence is None or presence.example is None else example_like(network, presence.example)

@@ -64,13 +64,12 @@ def _check_file(name: str) -> None:
     """Raise for the name of a `.pt` or `.yaml` file that neither exists nor is one of ultralytics' own."""
     stem, dot, suffix = name.rpartition(".")
     if dot and suffix in ("pt", "yaml", "yml") and list_ultralytics() and not Path(name).is_file():
-        is_weights = suffix == "pt"
-        if Path(name).parent != Path() or (is_weights and not _PUBLISHED.match(name)):
-            raise ModelError(
-                f"no such file: {name}" + ", and ultralytics publishes no checkpoint of that name" * is_weights
-            )
-        if not is_weights and stem not in list_ultralytics():
-            raise ModelError(f"no such file: {name}; {unknown_model(stem, 'ultralytics')}")
+        if suffix == "pt":
+            if not _PUBLISHED.match(Path(name).name):
+                raise ModelError(f"no such file: {name}, and ultralytics publishes no checkpoint of that name")
+        elif stem not in list_ultralytics():
+            is_here = Path(name).parent == Path()
+            raise ModelError(f"no such file: {name}" + f"; {unknown_model(stem, 'ultralytics')}" * is_here)
 
 
 def holds_yolo(path: Path) -> bool | None:

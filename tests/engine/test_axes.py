@@ -318,6 +318,7 @@ KNOWN = {
     "linear over channels": (lambda x: F.linear(rows(x), C_BY_C), -1),
     "linear over positions": (lambda x: F.linear(x.flatten(2), L_BY_L), 1),
     "linear to one number": (lambda x: F.linear(tokens(x).unflatten(2, (3, 2)), weights(2)).unflatten(1, (8, 8)), -1),
+    "positions mixed": (lambda x: L_BY_L.softmax(1) @ tokens(x), -1),
     "product with a vector": (lambda x: (tokens(x).unflatten(2, (3, 2)) @ x[0, 0, 0, :2]).unflatten(1, (8, 8)), -1),
     "linear over width": (lambda x: F.linear(x, W_BY_W), 1),
     "norm over width": (lambda x: F.layer_norm(x, (8,)), 1),

@@ -595,7 +595,7 @@ def test_compiled_models_of_one_class_in_another_thread(eager_backend, monkeypat
     assert torch.allclose(found[1], model(x), atol=1e-5)
 
 
-def test_inject_and_plan_while_another_thread_compiles():
+def test_plan_while_another_thread_compiles():
     compiling, done, found = threading.Event(), threading.Event(), []
 
     def backend(graph, _inputs):  # called in the middle of the compilation

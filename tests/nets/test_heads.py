@@ -363,15 +363,35 @@ class Keypoints(nn.Module):
     def __init__(self):
         super().__init__()
         self.one, self.two, self.three = double(3, 8), double(8, 8), double(8, 8)
-        self.scores = nn.Sequential(c3(8, 8), nn.ReLU(), c3(8, 8), nn.ReLU(), c1(8, 1), nn.Sigmoid())
-        self.points = nn.Sequential(c3(8, 8), nn.ReLU(), c3(8, 8), nn.ReLU(), c1(8, 9))
+        self.scores = nn.Sequential(c3(8, 8), nn.ReLU(), c1(8, 1), nn.Sigmoid())
+        self.points = nn.Sequential(c3(8, 8), nn.ReLU(), c1(8, 9))
 
     def forward(self, x):
         x = self.three(self.two(self.one(x)))
         return torch.cat([self.scores(x), self.points(x)], 1)
 
 
+def unalike():
+    return nn.Sequential(c3(8, 8), nn.ReLU(), c3(8, 8), nn.Tanh(), c3(8, 8), nn.ReLU(), c3(8, 3))
+
+
+class Rounds(nn.Module):
+    """Each part adds to the image; the network returns what the last one made."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Sequential(c3(3, 8), nn.ReLU(), c3(8, 8), nn.ReLU(), c3(8, 3)) for _ in range(3))
+
+    def forward(self, x):
+        for part in self.parts:
+            x = x + part(x)
+        return x
+
+
 CASES = [
+    (Rounds, "block-output", "parts.{0,1,2}"),
+    (Rounds, "paper", "parts.{0,1,2}.4"),
+    (lambda: nn.Sequential(double(3, 8), unalike()), "block-output", "{0,1}"),
     (Keypoints, "block-output", "one two three"),
     (Keypoints, "paper", "{one,two,three}.2"),
     (Judged, "block-output", "body.{0,1,2,3}"),

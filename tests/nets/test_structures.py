@@ -1352,6 +1352,27 @@ def test_deformable_convolutions(recipe, places):
     check(lambda: nn.Sequential(c3(3, 8), Warped(), Warped(), c1(8, 2)), recipe, places)
 
 
+class Elsewhere(nn.Module):
+    """A network of its own computes the offsets; or they are a result, as in RepPoints."""
+
+    def __init__(self, is_result):
+        super().__init__()
+        self.is_result, self.stem, self.side = is_result, c3(3, 8), c3(3, 8)
+        self.off, self.where = nn.Sequential(Darn(), Darn()), c3(8, 18)
+        self.sample = DeformConv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        maps = self.stem(x)
+        where = self.where(self.off(maps if self.is_result else self.side(x)))
+        found = self.sample(maps, where)
+        return torch.cat([found, where], 1) if self.is_result else found
+
+
+@pytest.mark.parametrize("is_result", [False, True])
+def test_blocks_that_do_not_compute_offsets_alone(is_result):
+    check(lambda: Elsewhere(is_result), "block-output", "off.{0,1}")
+
+
 class Sampled(Warp):
     """The same by the function, with its parameters in the module."""
 

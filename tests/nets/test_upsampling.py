@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody writes it
 from torch import nn
+from torchvision.ops import DeformConv2d
 
 from tests.nets.parts import c1, c3
 from tests.nets.test_structures import Darn, check, double
@@ -89,14 +90,83 @@ class Levels(nn.Module):
         self.form, self.stem, self.mix, self.head = form, c3(3, 8), double(8, 8), c1(8, 2)
         self.levels = nn.ModuleList([nn.Sequential(nn.MaxPool2d(2), Darn()) for _ in range(3)])
         self.side = nn.ModuleList([c1(8, 8) for _ in range(3)])
+        self.twice, self.four_times = nn.Upsample(scale_factor=2), nn.Upsample(scale_factor=4)
 
     def forward(self, x):
         x = self.stem(x)
         maps = [x := level(x) for level in self.levels]
         if self.form != "bare":
             maps = [side(one) for side, one in zip(self.side, maps, strict=True)]
-        fine, middle, coarse = (F.interpolate(one, scale_factor=2**n) for n, one in enumerate(maps))
+        fine, middle, coarse = maps[0], self.twice(maps[1]), self.four_times(maps[2])
         return self.head(self.mix(fine + (middle + coarse) if self.form == "from behind" else fine + middle + coarse))
+
+
+class Enlarged(nn.Module):
+    """Super-resolution in two steps beside one, of the same image."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.once, self.again, self.out = c3(3, 8), c3(8, 32), c3(8, 32), c3(8, 3)
+
+    def forward(self, x):
+        y = F.relu(F.pixel_shuffle(self.once(F.relu(self.into(x))), 2))
+        y = F.relu(F.pixel_shuffle(self.again(y), 2))
+        return self.out(y) + F.interpolate(x, scale_factor=4)
+
+
+class Tinted(nn.Module):
+    """Enlarges a map, in colours that a vector gives."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale, self.part, self.colour = scale, c3(8, 8), nn.Linear(4, 8)
+
+    def forward(self, x, vector):
+        return F.relu(self.part(F.interpolate(x, scale_factor=self.scale) * self.colour(vector)[:, :, None, None]))
+
+
+class Painted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.same, self.skip = Tinted(2), Tinted(1), c1(8, 8)
+
+    def forward(self, x, vector):
+        return self.skip(F.interpolate(x, scale_factor=2)) + self.same(self.up(x, vector), vector)
+
+
+class Painting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.one, self.two, self.vector = c3(3, 8, 2), Painted(), Painted(), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        vector = self.vector(x.mean((2, 3)))
+        return self.two(self.one(x, vector), vector)
+
+
+class Align(nn.Module):
+    """A coarse map is sampled where it fits the fine one, as in FaPN."""
+
+    def __init__(self):
+        super().__init__()
+        self.side, self.where, self.sample = c1(8, 8), c3(16, 18), DeformConv2d(8, 8, 3, padding=1)
+
+    def forward(self, fine, coarse):
+        fine, coarse = self.side(fine), F.interpolate(coarse, scale_factor=2)
+        return F.relu(self.sample(coarse, self.where(torch.cat([fine, coarse], 1)))) + fine
+
+
+class Aligned(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = c3(3, 8), nn.Sequential(c3(8, 8, 2), Darn()), nn.Sequential(c3(8, 8, 2), Darn())
+        self.two, self.one, self.head = Align(), Align(), c1(8, 2)
+
+    def forward(self, x):
+        a = self.a(x)
+        b = self.b(a)
+        return self.head(self.one(a, self.two(b, self.c(b))))
 
 
 class Conv2d(nn.Module):
@@ -205,6 +275,9 @@ class Tokens(nn.Module):
             (lambda form=form: Levels(form), "residual", "levels.{0,1,2}.1.second")
             for form in ("bare", "sides", "from behind")
         ],
+        (Enlarged, "residual", "out"),
+        (Painting, "residual", "{one,two}.same"),
+        (Aligned, "unet", "two one"),
         (Styled, "unet", "mix"),
         (Lifted, "unet", "mix"),
         (lambda: Halving(F.adaptive_avg_pool2d), "unet", "mix"),
