@@ -1373,6 +1373,22 @@ def test_blocks_that_do_not_compute_offsets_alone(is_result):
     check(lambda: Elsewhere(is_result), "block-output", "off.{0,1}")
 
 
+class Waves(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.filters, self.head = nn.Conv1d(1, 8, 8, 4), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.filters(x[:, None]).mean(2))
+
+
+@pytest.mark.parametrize("name", ["Speech", "SpeechConvNet", "ConvSpeech"])
+def test_the_name_of_a_network_does_not_change_the_reduction(name):
+    net = type(name, (Waves,), {})().eval()
+    (found,) = plan(net, "every-conv", example_inputs=torch.rand(2, 512)).insertions
+    assert found.reduction == 4
+
+
 class Sampled(Warp):
     """The same by the function, with its parameters in the module."""
 
