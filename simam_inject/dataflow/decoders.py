@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from simam_inject.dataflow.steps import (
     PASSING,
     Structure,
+    adds_upsampled,
     ancestors,
     is_head,
     keeps_size,
@@ -56,7 +57,7 @@ class Decoders:
     def _blocks_at(self, path: str, call: Frame, join: Step) -> set[str]:
         """Decoder blocks that a join belongs to; none if its operands came to their size in the same way."""
         maps = [one for one in join.inputs if one.value is not None and not one.value.is_constant]
-        origins = [was_upsampled(one, join.kind == "add") for one in maps]
+        origins = [1 if adds_upsampled(one) else was_upsampled(one, join.kind == "add") for one in maps]
         if len(set(origins)) < 2:
             return set()
         found = self._readers_of(join)

@@ -286,7 +286,8 @@ class MainBlocks:
         kinds = {self._likeness(path) for path in blocks if path not in heads}
         others = [path for path in blocks if self._likeness(path) in kinds]
         inside = sum(self.contents[path].convolutions for path in others)
-        return others if not self.with_containers or inside > self.contents[""].convolutions / 2 else blocks
+        is_most = not self.with_containers or inside > self.contents[""].convolutions / 2
+        return others if is_most or not others else blocks
 
     def _likeness(self, path: str) -> tuple[object, ...]:
         """What blocks of one kind have in common: their class; of plain Sequentials, their place and their parts."""

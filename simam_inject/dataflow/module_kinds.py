@@ -50,7 +50,9 @@ def leaf_kind(
         inputs: number of tensors that it is given.
     """
     layers = [(kind, facts) for kind, facts in computed if kind in _LAYERS]
-    layers = [one for one in layers if one[0] == "deform_conv2d"] or layers  # another one computes the offsets
+    deform = [facts for kind, facts in layers if kind == "deform_conv2d"]
+    if deform and len(layers) > 1:  # the other one computes its offsets
+        layers = [("conv2d", deform[0])]
     is_conv = len(layers) == 1 and layers[0][0] in FAMILIES["conv"] and bool(module._parameters)
     kinds = [kind for kind, _ in computed]
     is_act = len(kinds) == 1 and kinds[0] in FAMILIES["act"] and module_kind(module) not in KINDS

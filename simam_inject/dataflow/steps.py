@@ -172,10 +172,10 @@ def keeps_size(step: Step) -> bool:
     return step.kind == "block" and step.value is not None and step.shape[2:] in sizes_given(step)
 
 
-def _adds_upsampled(step: Step) -> bool:
+def adds_upsampled(step: Step) -> bool:
     """A sum of maps that were all upsampled, as levels that are added to each other before they meet another one."""
     operands = step.inputs[:2] if step.kind == "add" and has_two_maps(step) else ()
-    return bool(operands) and all(_adds_upsampled(one) or (upsamples(one) and not keeps_size(one)) for one in operands)
+    return bool(operands) and all(adds_upsampled(one) or (upsamples(one) and not keeps_size(one)) for one in operands)
 
 
 def was_upsampled(step: Step, is_add: bool, depth: int = 0) -> float:
@@ -191,7 +191,7 @@ def was_upsampled(step: Step, is_add: bool, depth: int = 0) -> float:
         step = frame.parent.step_of.get(id(step.value), step)
         made = step.inputs[0].call if step.kind == "entry" else None
         step = made.step_of.get(id(step.value), step) if made else step
-    if _enlarges(step) or (depth == 0 and _adds_upsampled(step)):
+    if _enlarges(step):
         return 1
     if upsamples(step):
         return (0 if is_add else 0.5) if keeps_size(step) else 1

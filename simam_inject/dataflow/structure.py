@@ -5,7 +5,6 @@ docs/recipes.md has the definitions. A *join* is an `add` of a branch with its s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 
 from simam_inject.dataflow.anatomy import Site
@@ -94,9 +93,9 @@ def _enter_join(found: Structure, add: Step, wanted: Step | None = None) -> bool
 
 
 def _least_upsampled(steps: Set[Step]) -> int:
-    """Positions of the smallest map that some of the steps upsample; 0 if none does."""
+    """Length of the smallest map that some of the steps upsample; 0 if none does."""
     given = [size for step in steps if upsamples(step) and not keeps_size(step) for size in sizes_given(step)]
-    return min((math.prod(size) for size in given if size), default=0)
+    return min((size[-1] for size in given if size), default=0)
 
 
 def _is_no_step_of_a_skip(step: Step, branch: Step) -> bool:

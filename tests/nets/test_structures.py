@@ -1373,6 +1373,27 @@ def test_blocks_that_do_not_compute_offsets_alone(is_result):
     check(lambda: Elsewhere(is_result), "block-output", "off.{0,1}")
 
 
+class Whole(nn.Module):
+    """A module without children, whose own parameters compute the offsets too."""
+
+    def __init__(self):
+        super().__init__()
+        self.where, self.weight = nn.Parameter(torch.randn(18, 8, 3, 3) / 8), nn.Parameter(torch.randn(8, 8, 3, 3) / 8)
+
+    def forward(self, x):
+        return deform_conv2d(x, F.conv2d(x, self.where, padding=1), self.weight, padding=1)
+
+
+class Thick(Darn):
+    def __init__(self):
+        super().__init__()
+        self.second = Whole()
+
+
+def test_a_module_that_is_a_deformable_convolution_with_its_offsets():
+    check(lambda: nn.Sequential(c3(3, 8), Thick(), Thick(), c1(8, 2)), "paper", "{1,2}.second")
+
+
 class Waves(nn.Module):
     def __init__(self):
         super().__init__()
