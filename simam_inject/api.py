@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -315,9 +315,10 @@ def _survey(model: nn.Module, example_inputs: Any, *, with_values: bool = False)
         return survey(example_of(network, example_inputs))
     except ModelError:
         remembered = remembered_example(network) if example_inputs is None else None
-        if remembered is None:
-            raise
-    return survey(remembered)
+        if remembered is not None:
+            with suppress(ModelError):
+                return survey(remembered)
+        raise
 
 
 def _own_modules(network: nn.Module) -> dict[str, int]:
