@@ -95,9 +95,9 @@ def _set_up_yolo(model: str, data: str, training: Training, device: str, weights
 
     def train(made: nn.Module, seed: int, report: Report) -> float:
         with tempfile.TemporaryDirectory() as folder:
-            given = {"model": model, "data": data, "device": device, "imgsz": size, "project": folder}
-            given["workers"] = training.loaders
-            trainer = yolo.task_map[yolo.task]["trainer"](overrides={**given, **used, **quiet, "seed": seed})
+            given = {"model": model, "data": data, "device": device, "imgsz": size, "project": folder, "seed": seed}
+            overrides = {**given, **used, **quiet, "workers": training.loaders}
+            trainer = yolo.task_map[yolo.task]["trainer"](overrides=overrides)
             trainer.model = made  # a network is trained as it is, where a name would be built anew
             trainer.save_model = trainer.final_eval = lambda: None  # the last epoch counts, not the best
             trainer.add_callback("on_fit_epoch_end", lambda done: report(done.epoch + 1, 100 * done.metrics[metric]))

@@ -24,6 +24,7 @@ from simam_inject.matching.search import Search, check_facts, search_model, writ
 from simam_inject.recipe.grammar import as_tuple
 from simam_inject.recipe.operations import FactConditions, Operation
 from simam_inject.recipe.recipe import Recipe
+from simam_inject.recipe.rule import Rule
 
 OWNED = 100
 PICKED = 101
@@ -51,16 +52,23 @@ def match(recipe: Recipe, anatomy: Anatomy) -> Matches:
         # A value that fails in one role may be taken in another, e.g. as the start and as the end of a chain. Where one
         # input of a block is taken, the reasons of the others stay.
         paths = {hit.named.path for hit in taken if hit.position == "after" or rule.chain}
-        looks_inside = rule.selects != "path" or isinstance(rule.target, Operation)
-        for path in anatomy.scripted if taken and looks_inside else ():  # the rule may match what is inside
-            is_selected = not rule.path or any(glob.covers(path) for glob in as_tuple(rule.path))
-            is_selected &= anatomy.site_by_path[path].kind == "block"
-            if path not in paths and is_selected and not any(glob.covers(path) for glob in as_tuple(rule.exclude)):
+        for path in _scripted_for(rule, anatomy) if taken else ():
+            if path not in paths:
                 search.miss(path, SCRIPTED)
         missed = [miss for miss in dict.fromkeys(search.misses) if miss.path not in paths]
         misses += sorted(missed, key=lambda miss: order.get(miss.path, -1))
     hits.sort(key=lambda hit: (order[hit.path], order.get(hit.reader or "", -1)))
     return Matches(tuple(hits), tuple(misses))
+
+
+def _scripted_for(rule: Rule, anatomy: Anatomy) -> list[str]:
+    """Paths of the scripted blocks in which a rule may match something."""
+    if rule.selects == "path" and not isinstance(rule.target, Operation):
+        return []
+    where, exclude = as_tuple(rule.path), as_tuple(rule.exclude)
+    found = [path for path in anatomy.scripted if anatomy.site_by_path[path].kind == "block"]
+    found = [path for path in found if not where or any(glob.covers(path) for glob in where)]
+    return [path for path in found if not any(glob.covers(path) for glob in exclude)]
 
 
 def why_not_attendable(site: Site) -> str | None:

@@ -199,10 +199,10 @@ def _why_no_hook(flow: Dataflow, site: Site, frame: Frame, keys: tuple[Key, ...]
 
 def _why_no_holder(module: nn.Module, name: str) -> str | None:
     """Why a module cannot have a SimAM as its child."""
+    if type(module) in CONTAINERS:
+        return f"{name} is {a_type(module)}, which runs all of its children"
     if isinstance(module, CONTAINERS):
-        base = next(kind.__name__ for kind in CONTAINERS if isinstance(module, kind))
-        kind = "" if type(module) in CONTAINERS else f", derived from nn.{base}"
-        return f"{name} is {a_type(module)}{kind}, which runs all of its children" + " or lists them" * bool(kind)
+        return f"{name} is {a_type(module)}, a container, which runs all of its children or lists them"
     if isinstance(module, fx.GraphModule):
         return f"{name} is a torch.fx.GraphModule, whose copies lose its hooks and methods"
     if not _LISTS_CHILDREN.isdisjoint(mentioned_by_forward(type(module))):
